@@ -1,0 +1,173 @@
+"""Recipes: typed, hashed descriptions of one trained system. `presets/<name>.yaml` holds the named ones.
+
+Unknown keys are errors; `resolved()` is what is printed and hashed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+import yaml
+
+from pipelines.errors import InputError
+from pipelines.identity import digest_of
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+class Part(pydantic.BaseModel):
+    """Base of every recipe part: frozen, and unknown keys are errors."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+
+class EncoderShape(Part):
+    embed_dim: int
+    depth: int
+    num_heads: int
+    mlp_ratio: float = 4.0
+    patch_size: int = 16
+    tubelet_size: int = 2
+    rope_layout: Literal["tiled", "interleaved"] = "tiled"
+
+
+class PredictorShape(Part):
+    predictor_embed_dim: int
+    depth: int
+    num_heads: int
+    mlp_ratio: float = 4.0
+    num_mask_tokens: int = 2
+
+
+class MaskStrategy(Part):
+    num_blocks: int
+    spatial_scale: tuple[float, float]
+    temporal_scale: tuple[float, float] = (1.0, 1.0)
+    aspect_ratio: tuple[float, float] = (0.75, 1.5)
+
+
+class Curve(Part):
+    """Learning rate over one phase: linear warm-up from `start` to `peak`, then `shape` to `final`."""
+
+    start: float
+    peak: float
+    final: float
+    warmup_steps: int = 0
+    shape: Literal["constant", "cosine", "linear"] = "constant"
+
+
+class Phase(Part):
+    """One pretraining phase. `global_batch` is over all ranks; `fps` is the sampling rate of the clip's frames."""
+
+    steps: int
+    global_batch: int
+    height: int
+    width: int
+    frames: int
+    fps: float
+    learning_rate: Curve
+    ema: tuple[float, float]
+    weight_decay: float = 0.04
+    crop_scale: tuple[float, float] = (0.3, 1.0)
+    crop_aspect: tuple[float, float] = (0.75, 1.35)
+    flip: float = 0.5
+    static_share: float = 0.0
+    checkpoint_every: int = 200
+    clip_grad_norm: float | None = None
+
+
+class PretrainRecipe(Part):
+    masks: list[MaskStrategy]
+    mask_truncation: Literal["prefix", "random", "none"] = "prefix"
+    mask_token: Literal["shared", "per_strategy"] = "shared"
+    zero_stage: Literal[0, 1, 2] = 1
+    ranks: int = 2
+    precision: Literal["fp32", "bf16"] = "fp32"
+    pretrain: Phase
+    cooldown: Phase
+
+
+class PosttrainRecipe(Part):
+    """Action-conditioned post-training on the frozen encoder (paper section 3; nano values from docs/findings.md)."""
+
+    height: int
+    width: int
+    predictor_embed_dim: int
+    depth: int
+    num_heads: int
+    residual: bool = False
+    init_std: float = 0.02
+    action_scale: float = 1.0
+    state_center: tuple[float, ...] | None = None
+    state_scale: float = 1.0
+    batch: int = 32
+    steps: int = 1000
+    one_step_share: float = 0.75
+    sequence: int = 3
+    rollout: int = 2
+    learning_rate: Curve
+    weight_decay: float = 0.04
+    checkpoint_every: int = 200
+    validation_share: float = 0.1
+    control: bool = True
+    """Also train the control: the same recipe on a randomly initialised encoder."""
+
+
+class PlanningRecipe(Part):
+    """Closed-loop evaluation. Distances in m, durations in s."""
+
+    planner: str = "gauss_newton"
+    box: float = 0.075
+    steps: int = 10
+    episodes: int = 50
+    comparison_episodes: int = 20
+    min_start_distance: float = 0.10
+    success_distance: float = 0.04
+    seed: int = 1000
+
+
+class ProbeRecipe(Part):
+    frames: int = 1600
+    clip_steps: int = 8
+    attentive_epochs: int = 20
+
+
+class Recipe(Part):
+    name: str
+    seed: int = 0
+    encoder: EncoderShape
+    predictor: PredictorShape
+    pretraining: PretrainRecipe
+    posttraining: PosttrainRecipe
+    probes: ProbeRecipe = ProbeRecipe()
+    planning: PlanningRecipe = PlanningRecipe()
+
+    def resolved(self) -> dict[str, Any]:
+        """Every value, defaults included, as JSON-able data."""
+        return self.model_dump(mode="json")
+
+    def digest(self, *parts: str) -> str:
+        """Digest of the whole recipe, or of the named parts only (a planner change must not retrain an encoder)."""
+        whole = self.resolved()
+        return digest_of({part: whole[part] for part in parts} if parts else whole)
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that ship, sorted."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def load_recipe(name_or_path: str | Path) -> Recipe:
+    """A preset by name, or a YAML file by path; raises `InputError` that lists what is wrong."""
+    path = PRESETS / f"{name_or_path}.yaml" if str(name_or_path) in recipe_names() else Path(name_or_path)
+    if not path.is_file():
+        raise InputError(
+            f"no recipe {name_or_path}", expected=f"one of {', '.join(recipe_names())}, or a YAML file", found="neither",
+            remedy="name one of these, or write a file from pipelines/presets/nano.yaml",
+        )  # fmt: skip
+    try:
+        return Recipe.model_validate(yaml.safe_load(path.read_text()))
+    except (pydantic.ValidationError, yaml.YAMLError) as error:
+        raise InputError(f"recipe {path} cannot be used", found=str(error), remedy="mend the keys named above") from error

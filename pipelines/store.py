@@ -1,0 +1,270 @@
+"""The store: immutable, content-checked artefact folders, atomic `current` pointers and `validated` markers.
+
+Layout under the root::
+
+    STORE.json                                   store version
+    artefacts/<asset>/<partition>/<identity>/    one immutable folder with MANIFEST.json, written last
+    current/<asset>/<partition>.json             the artefact that consumers use (replaced atomically)
+    validated/<digest>.json                      written when an artefact's blocking checks have passed
+    work/<asset>/<partition>/<identity>/         working folders of long jobs (checkpoints), resumable by identity
+    corpus/ episodes/ dagster/ logs/             built-in data, recorded episodes, Dagster's database, logs
+
+An artefact's *identity* is a digest of what it is made from (asset, partition, config, inputs, code version), so the
+same request finds the same folder; its *digest* is over the bytes it holds, so equal contents have equal versions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import MissingArtefact, StoreError
+from pipelines.identity import canonical_json, digest_of, file_sha256
+
+STORE_VERSION = 1
+MANIFEST = "MANIFEST.json"
+NO_PARTITION = "_"
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """One published folder. `digest` names its bytes, `identity` what it was made from, `inputs` their digests."""
+
+    asset: str
+    partition: str
+    identity: str
+    digest: str
+    path: Path
+    summary: dict[str, Any]
+    inputs: dict[str, str]
+    config: dict[str, Any]
+    seconds: float
+    reused: bool = False
+
+    @property
+    def key(self) -> str:
+        return self.asset if self.partition == NO_PARTITION else f"{self.asset}[{self.partition}]"
+
+    def file(self, name: str) -> Path:
+        """Path of a member, which must be in the manifest's folder."""
+        path = self.path / name
+        if not path.exists():
+            raise MissingArtefact(
+                f"{self.key} has no {name}", expected=str(path), found="nothing there",
+                remedy=f"the artefact is damaged: delete {self.path} and materialize {self.asset} again",
+            )  # fmt: skip
+        return path
+
+
+class Store:
+    """A local folder as store. Use `Store.open`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @classmethod
+    def open(cls, root: str | Path, *, create: bool = True) -> Store:
+        """Open the store at `root`, making it when absent; refuses other versions, read-only folders and remote URLs."""
+        text = str(root)
+        if "://" in text and not text.startswith("file://"):
+            raise StoreError(
+                f"store {text} is not on this machine", expected="a local folder", found=text.split("://")[0] + " URL",
+                remedy="mount it, or set TUBELET_STORE to a local folder",
+            )  # fmt: skip
+        path = Path(text.removeprefix("file://")).expanduser().absolute()
+        marker = path / "STORE.json"
+        if marker.exists():
+            version = json.loads(marker.read_text() or "{}").get("version")
+            if version != STORE_VERSION:
+                raise StoreError(
+                    f"{path} was made by another version of Tubelet", expected=f"store version {STORE_VERSION}",
+                    found=f"version {version}", remedy="use that version, or set TUBELET_STORE to another folder; nothing was changed",
+                )  # fmt: skip
+        elif not create:
+            raise MissingArtefact(
+                f"no store at {path}", expected="a folder with STORE.json", found="none", remedy="run `make demo` first, or set TUBELET_STORE"
+            )
+        elif path.exists() and not path.is_dir():
+            raise StoreError(f"{path} is a file", expected="a folder", found="a file", remedy="set TUBELET_STORE to a folder")
+        elif path.exists() and any(item.name not in {"dagster", "logs"} for item in path.iterdir()):
+            raise StoreError(
+                f"{path} holds other files and no STORE.json", expected="an empty folder or a Tubelet store",
+                found=", ".join(sorted(item.name for item in path.iterdir())[:4]), remedy="set TUBELET_STORE to an empty folder",
+            )  # fmt: skip
+        store = cls(path)
+        if create:
+            with store.writing():
+                path.mkdir(parents=True, exist_ok=True)
+                if not marker.exists():
+                    write_atomic(marker, json.dumps({"version": STORE_VERSION}))
+                probe = path / f".write-{uuid.uuid4().hex}"
+                probe.write_bytes(b"")
+                probe.unlink()
+        return store
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Turn a full or read-only disk into an error that says so and what to do."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise StoreError(
+                    f"the disk under {self.root} is full", expected="free space", found=str(error),
+                    remedy="free some space and run again; what was finished is kept",
+                ) from error  # fmt: skip
+            if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+                raise StoreError(
+                    f"the store {self.root} cannot be written", expected="a writable folder", found=str(error),
+                    remedy="mend its permissions, or set TUBELET_STORE to a writable folder",
+                ) from error  # fmt: skip
+            raise
+
+    # -- artefacts ---------------------------------------------------------------------------------------------
+
+    def folder(self, area: str, asset: str, partition: str | None, identity: str) -> Path:
+        return self.root / area / asset / (partition or NO_PARTITION) / identity
+
+    @staticmethod
+    def identity(asset: str, partition: str | None, config: dict[str, Any], inputs: Sequence[Artefact], code_version: str) -> str:
+        """Identity digest: what would be made, before it is made."""
+        return digest_of([asset, partition, config, {item.key: item.digest for item in inputs}, code_version])
+
+    def produce(
+        self,
+        asset: str,
+        build: Callable[[Path], dict[str, Any]],
+        *,
+        inputs: Sequence[Artefact] = (),
+        config: dict[str, Any] | None = None,
+        partition: str | None = None,
+        code_version: str = "1",
+    ) -> Artefact:
+        """The artefact for this identity: found when it was made before, else built, sealed and renamed into place.
+
+        `build(folder)` fills an empty folder and returns a JSON-able summary. Nothing is visible before it has ended well.
+        """
+        config = json.loads(canonical_json(config or {}))
+        identity = self.identity(asset, partition, config, inputs, code_version)
+        final = self.folder("artefacts", asset, partition, identity)
+        if (final / MANIFEST).exists():
+            return self.load(final, reused=True)
+        draft = final.with_name(f".draft-{identity}-{uuid.uuid4().hex[:8]}")
+        started = time.monotonic()
+        try:
+            with self.writing():
+                for stale in final.parent.glob(f".draft-{identity}-*"):
+                    shutil.rmtree(stale, ignore_errors=True)
+                draft.mkdir(parents=True)
+                summary = build(draft)
+                files = {
+                    str(path.relative_to(draft)): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+                    for path in sorted(draft.rglob("*"))
+                    if path.is_file()
+                }
+                manifest = {
+                    "asset": asset, "partition": partition or NO_PARTITION, "identity": identity,
+                    "digest": digest_of([asset, {name: entry["sha256"] for name, entry in files.items()}]),
+                    "code_version": code_version, "config": config, "inputs": {item.key: item.digest for item in inputs},
+                    "input_paths": {item.key: str(item.path.relative_to(self.root)) for item in inputs},
+                    "files": files, "summary": summary, "created": time.time(), "seconds": time.monotonic() - started,
+                    "store_version": STORE_VERSION,
+                }  # fmt: skip
+                write_atomic(draft / MANIFEST, json.dumps(manifest, indent=1))
+                if final.exists():
+                    raise StoreError(
+                        f"{final} exists without a manifest", expected="no folder or a complete one", found="an incomplete folder",
+                        remedy="delete it and run again",
+                    )  # fmt: skip
+                os.rename(draft, final)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+        return self.load(final)
+
+    def load(self, path: Path, *, reused: bool = False) -> Artefact:
+        """Read one artefact folder's manifest."""
+        manifest = json.loads((path / MANIFEST).read_text())
+        return Artefact(
+            asset=manifest["asset"], partition=manifest["partition"], identity=manifest["identity"], digest=manifest["digest"],
+            path=path, summary=manifest["summary"], inputs=manifest["inputs"], config=manifest["config"],
+            seconds=manifest["seconds"], reused=reused,
+        )  # fmt: skip
+
+    def inputs_of(self, artefact: Artefact) -> list[Artefact]:
+        """The artefacts this one was made from, read from files alone."""
+        manifest = json.loads((artefact.path / MANIFEST).read_text())
+        return [self.load(self.root / path) for path in manifest["input_paths"].values()]
+
+    def verify(self, artefact: Artefact) -> list[str]:
+        """Names of members whose bytes do not agree with the manifest (empty when all do)."""
+        manifest = json.loads((artefact.path / MANIFEST).read_text())
+        return [
+            name
+            for name, entry in manifest["files"].items()
+            if not (artefact.path / name).is_file() or file_sha256(artefact.path / name) != entry["sha256"]
+        ]
+
+    def work_folder(self, asset: str, partition: str | None, identity: str) -> Path:
+        """Working folder of a long job: the same identity resumes in the same folder."""
+        path = self.folder("work", asset, partition, identity)
+        with self.writing():
+            path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    # -- validated markers and current pointers ----------------------------------------------------------------
+
+    def accept(self, artefact: Artefact, checks: dict[str, Any]) -> None:
+        """Mark `artefact` as having passed its blocking checks, then make it current."""
+        with self.writing():
+            for area in ("validated", f"current/{artefact.asset}"):
+                (self.root / area).mkdir(parents=True, exist_ok=True)
+            write_atomic(
+                self.root / "validated" / f"{artefact.digest}.json",
+                json.dumps({"asset": artefact.asset, "partition": artefact.partition, "digest": artefact.digest, "checks": checks}),
+            )
+            pointer = {"digest": artefact.digest, "path": str(artefact.path.relative_to(self.root))}
+            write_atomic(self.root / "current" / artefact.asset / f"{artefact.partition}.json", json.dumps(pointer))
+
+    def is_validated(self, artefact: Artefact) -> bool:
+        return (self.root / "validated" / f"{artefact.digest}.json").exists()
+
+    def partitions(self, asset: str) -> list[str]:
+        """Partitions of `asset` that have a current artefact, sorted."""
+        return sorted(path.stem for path in (self.root / "current" / asset).glob("*.json"))
+
+    def current(self, asset: str, partition: str | None = None) -> Artefact:
+        """The current, validated artefact of `asset`; raises `MissingArtefact` with what to materialize."""
+        name = partition or NO_PARTITION
+        pointer = self.root / "current" / asset / f"{name}.json"
+        label = asset if partition is None else f"{asset}[{partition}]"
+        if not pointer.exists():
+            raise MissingArtefact(
+                f"{label} has not been made yet", expected="a validated artefact", found="none",
+                remedy=f"materialize {label} first (its checks must pass)",
+            )  # fmt: skip
+        artefact = self.load(self.root / json.loads(pointer.read_text())["path"])
+        if not self.is_validated(artefact):
+            raise MissingArtefact(
+                f"{label} {artefact.digest} has not passed its checks", expected="a validated marker", found="none",
+                remedy=f"materialize {label} again and look at its checks",
+            )  # fmt: skip
+        return artefact
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write `text` so that readers see the old file or the new one, also after a power cut."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    with open(temporary, "w") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.replace(temporary, path)
