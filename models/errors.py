@@ -28,9 +28,7 @@ class TubeletError(Exception):
         return _rebuild, (type(self), self.problem, self.expected, self.found, self.remedy)
 
 
-def _rebuild(
-    error_class: type[TubeletError], problem: str, expected: str, found: str, remedy: str
-) -> TubeletError:
+def _rebuild(error_class: type[TubeletError], problem: str, expected: str, found: str, remedy: str) -> TubeletError:
     error = error_class.__new__(error_class)
     TubeletError.__init__(error, problem, expected=expected, found=found, remedy=remedy)
     return error

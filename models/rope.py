@@ -1,0 +1,93 @@
+"""Three-dimensional rotary position tables: time, height and width each turn a third of every attention head.
+
+With ``d = 2 * ((head_dim // 3) // 2)`` dims per axis, frequency k is ``10000 ** (-k / (d / 2))``; the dims beyond
+3 * d stay untouched. Adjacent dims (2i, 2i+1) form the rotated pair. In the 2.0 checkpoints the cos and sin tables are
+*tiled* (f0..fn f0..fn) although the pairs are adjacent, so a pair turns by two different angles; weights trained that
+way need it back ("tiled"). V-JEPA 2.1 repeats each frequency for its pair ("interleaved").
+Source: facebookresearch/vjepa2 src/models/utils/modules.py; arXiv 2506.09985 section 2.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from models.errors import ConfigError
+
+RopeLayout = Literal["tiled", "interleaved"]
+Grid = tuple[int, int, int]
+RopeTables = tuple[Tensor, Tensor]
+
+_BASE = 10000.0
+
+
+def grid_positions(grid: Grid, device: torch.device) -> Tensor:
+    """Positions (T*H*W, 3) float32 of every token of a grid in tubelets and patches, time-major raster order."""
+    axes = [torch.arange(size, device=device, dtype=torch.float32) for size in grid]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 2)
+
+
+def position_tables(positions: Tensor, head_dim: int, layout: RopeLayout) -> RopeTables:
+    """Tables (N, head_dim) float32 for positions (N, 3): ``rotated = x * cos + swap_pairs(x) * sin``.
+
+    The sign of the pair swap is folded into sin. A position of 0 on an axis leaves that axis untouched.
+    """
+    axis_dim = 2 * ((head_dim // 3) // 2)
+    exponents = torch.arange(axis_dim // 2, device=positions.device, dtype=torch.float32) / (axis_dim / 2.0)
+    angles = positions.float().unsqueeze(-1) * (1.0 / _BASE**exponents)  # (N, 3, axis_dim / 2)
+    if layout == "tiled":
+        angles = torch.cat((angles, angles), dim=-1)
+    elif layout == "interleaved":
+        angles = angles.repeat_interleave(2, dim=-1)
+    else:
+        raise ConfigError(
+            "Unknown rotary layout",
+            expected="tiled or interleaved",
+            found=str(layout),
+            remedy="Use tiled for released 2.0 weights.",
+        )
+    cos, sin = angles.cos(), angles.sin()
+    sin = torch.stack((-sin[..., 0::2], sin[..., 1::2]), dim=-1).flatten(-2)
+    rest = head_dim - 3 * axis_dim
+    cos = torch.nn.functional.pad(cos.flatten(1), (0, rest), value=1.0)
+    sin = torch.nn.functional.pad(sin.flatten(1), (0, rest), value=0.0)
+    return cos, sin
+
+
+class TableCache:
+    """Position tables of the grids met so far, built once per (grid, device) in float32.
+
+    Not a module and without buffers on purpose: tables are no weights, never enter a state dict, are never cast by
+    ``.to(bfloat16)``, and a model built on the meta device needs no initialisation for them.
+    """
+
+    def __init__(self, head_dim: int, layout: RopeLayout, capacity: int = 8) -> None:
+        self.head_dim = head_dim
+        self.layout: RopeLayout = layout
+        self._capacity = capacity
+        self._tables: dict[tuple[Grid, torch.device], RopeTables] = {}
+
+    def full(self, grid: Grid, device: torch.device) -> RopeTables:
+        """Tables (T*H*W, head_dim) of a whole grid."""
+        key = (grid, device)
+        if key not in self._tables:
+            if len(self._tables) >= self._capacity:
+                self._tables.pop(next(iter(self._tables)))
+            # Tables made under inference_mode could not be saved for a later backward.
+            with torch.inference_mode(False), torch.no_grad():
+                self._tables[key] = position_tables(grid_positions(grid, device), self.head_dim, self.layout)
+        return self._tables[key]
+
+    def gathered(self, grid: Grid, token_ids: Tensor) -> RopeTables:
+        """Tables (B, K, head_dim) of the tokens named by ids (B, K)."""
+        cos, sin = self.full(grid, token_ids.device)
+        return cos[token_ids], sin[token_ids]
+
+
+def rotate(queries_keys: Tensor, tables: RopeTables) -> Tensor:
+    """Rotate (B, N, ..., head_dim) by tables that broadcast to it; computed in float32 when the tables are wider."""
+    cos, sin = tables
+    swapped = queries_keys.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    return torch.addcmul(queries_keys * cos, swapped, sin).to(queries_keys.dtype)

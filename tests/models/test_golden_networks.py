@@ -1,0 +1,82 @@
+"""The networks against numbers computed by the public V-JEPA 2 code (TUBELET_SHARED/golden, atol 3e-5)."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from models.encoder import EncoderConfig, VideoEncoder
+from models.predictor import MaskedPredictor, PredictorConfig
+
+GOLDEN = Path(os.environ.get("TUBELET_SHARED", "")) / "golden"
+pytestmark = pytest.mark.skipif("TUBELET_SHARED" not in os.environ, reason="TUBELET_SHARED is not set")
+
+ENCODERS = ["encoder_hd32", "encoder_hd64", "encoder_hd80"]
+
+
+def read(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    with safe_open(GOLDEN / f"{name}.safetensors", framework="pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return json.loads(file.metadata()["config"]), tensors
+
+
+def build(module: torch.nn.Module, weights: dict[str, Tensor]) -> Any:
+    module.load_state_dict({key: value.float() for key, value in weights.items()}, strict=True)
+    return module.eval()
+
+
+def close(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, atol=3e-5, rtol=0)
+
+
+def encoder(name: str) -> tuple[VideoEncoder, dict[str, Tensor]]:
+    config, weights = read(f"{name}.weights")
+    return build(VideoEncoder(EncoderConfig(**config)), weights), read(f"{name}.io")[1]
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+@torch.no_grad()
+def test_encoder_gives_official_tokens(name: str) -> None:
+    model, io = encoder(name)
+    close(model(io["x"]), io["y"])
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+@torch.no_grad()
+def test_encoder_gives_official_masked_tokens_for_both_groups_in_one_pass(name: str) -> None:
+    model, io = encoder(name)
+    close(torch.cat(model(io["x"], [io["mask0"], io["mask1"]])), io["y_masked"])
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+@torch.no_grad()
+def test_encoder_gives_official_intermediate_layers(name: str) -> None:
+    model, io = encoder(name)
+    layers = sorted(int(key.removeprefix("y_layer")) for key in io if key.startswith("y_layer"))
+    for layer, found in zip(layers, model(io["x"], layers=layers), strict=True):
+        close(found, io[f"y_layer{layer}"])
+    for layer, found in zip(layers, model(io["x"], [io["mask0"], io["mask1"]], layers=layers), strict=True):
+        close(torch.cat(found), io[f"y_masked_layer{layer}"])
+
+
+@torch.no_grad()
+def test_encoder_layer_norm_epsilon_and_non_square_grid_are_official() -> None:
+    model, io = encoder("encoder_hd64")
+    close(model(io["x_small"]), io["y_small"])
+    close(model(io["x_nonsquare"]), io["y_nonsquare"])
+
+
+@torch.no_grad()
+def test_predictor_gives_official_predictions_for_every_mask_token() -> None:
+    config, weights = read("predictor.weights")
+    model, io = build(MaskedPredictor(PredictorConfig(**config)), weights), read("predictor.io")[1]
+    for index in (0, 1, 2, 3, 5):
+        close(model(io["z"], io["masks_x"], io["masks_y"], mask_token=index), io[f"out_mask_index{index}"])
+    close(model(io["z_small"], io["masks_x"], io["masks_y"]), io["out_small"])
