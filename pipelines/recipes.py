@@ -5,6 +5,7 @@ Unknown keys are errors; `resolved()` is what is printed and hashed.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -154,14 +155,20 @@ class Recipe(Part):
         return digest_of({part: whole[part] for part in parts} if parts else whole)
 
 
+def recipe_files() -> dict[str, Path]:
+    """Recipes by name: those that ship, and the YAML files of the folder in TUBELET_RECIPES when it is set."""
+    own = os.environ.get("TUBELET_RECIPES")
+    return {path.stem: path for folder in (PRESETS, *([Path(own)] if own else [])) for path in sorted(folder.glob("*.yaml"))}
+
+
 def recipe_names() -> list[str]:
-    """Names of the recipes that ship, sorted."""
-    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+    """Names of the recipes at hand, sorted."""
+    return sorted(recipe_files())
 
 
 def load_recipe(name_or_path: str | Path) -> Recipe:
     """A preset by name, or a YAML file by path; raises `InputError` that lists what is wrong."""
-    path = PRESETS / f"{name_or_path}.yaml" if str(name_or_path) in recipe_names() else Path(name_or_path)
+    path = recipe_files().get(str(name_or_path), Path(name_or_path))
     if not path.is_file():
         raise InputError(
             f"no recipe {name_or_path}", expected=f"one of {', '.join(recipe_names())}, or a YAML file", found="neither",
