@@ -9,6 +9,7 @@ Source: facebookresearch/vjepa2 src/models/utils/modules.py; arXiv 2506.09985 se
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -67,18 +68,23 @@ class TableCache:
         self.head_dim = head_dim
         self.layout: RopeLayout = layout
         self._capacity = capacity
-        self._tables: dict[tuple[Grid, torch.device], RopeTables] = {}
+        self._tables: dict[tuple[tuple[int, ...], torch.device], RopeTables] = {}
+
+    def at(self, key: tuple[int, ...], device: torch.device, positions: Callable[[], Tensor]) -> RopeTables:
+        """Tables (N, head_dim) of positions() (N, 3), remembered under (key, device)."""
+        known = self._tables.get((key, device))
+        if known is not None:
+            return known
+        if len(self._tables) >= self._capacity:
+            self._tables.pop(next(iter(self._tables)))
+        # Tables made under inference_mode could not be saved for a later backward.
+        with torch.inference_mode(False), torch.no_grad():
+            tables = self._tables[key, device] = position_tables(positions(), self.head_dim, self.layout)
+        return tables
 
     def full(self, grid: Grid, device: torch.device) -> RopeTables:
         """Tables (T*H*W, head_dim) of a whole grid."""
-        key = (grid, device)
-        if key not in self._tables:
-            if len(self._tables) >= self._capacity:
-                self._tables.pop(next(iter(self._tables)))
-            # Tables made under inference_mode could not be saved for a later backward.
-            with torch.inference_mode(False), torch.no_grad():
-                self._tables[key] = position_tables(grid_positions(grid, device), self.head_dim, self.layout)
-        return self._tables[key]
+        return self.at(grid, device, lambda: grid_positions(grid, device))
 
     def gathered(self, grid: Grid, token_ids: Tensor) -> RopeTables:
         """Tables (B, K, head_dim) of the tokens named by ids (B, K)."""

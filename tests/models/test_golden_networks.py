@@ -12,8 +12,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from models.action_predictor import ActionConditionedPredictor, ActionPredictorConfig
 from models.encoder import EncoderConfig, VideoEncoder
 from models.predictor import MaskedPredictor, PredictorConfig
+from models.probes import AttentiveProbe, AttentiveProbeConfig
 
 GOLDEN = Path(os.environ.get("TUBELET_SHARED", "")) / "golden"
 pytestmark = pytest.mark.skipif("TUBELET_SHARED" not in os.environ, reason="TUBELET_SHARED is not set")
@@ -80,3 +82,30 @@ def test_predictor_gives_official_predictions_for_every_mask_token() -> None:
     for index in (0, 1, 2, 3, 5):
         close(model(io["z"], io["masks_x"], io["masks_y"], mask_token=index), io[f"out_mask_index{index}"])
     close(model(io["z_small"], io["masks_x"], io["masks_y"]), io["out_small"])
+
+
+@torch.no_grad()
+def test_action_predictor_gives_official_predictions_for_one_two_and_all_steps() -> None:
+    config, weights = read("ac_predictor.weights")
+    model, io = build(ActionConditionedPredictor(ActionPredictorConfig(**config)), weights), read("ac_predictor.io")[1]
+    z, actions, states = io["z"], io["actions"], io["states"]
+    close(model(z, actions, states), io["y"])
+    close(model(z[:, :16], actions[:, :1], states[:, :1]), io["y_T1"])
+    close(model(z[:, :32], actions[:, :2], states[:, :2]), io["y_T2"])
+    close(model(io["z_small"], actions * 0.001, states * 0.001), io["y_small"])
+
+
+@torch.no_grad()
+def test_action_predictor_with_extrinsics_gives_official_predictions() -> None:
+    config, weights = read("ac_predictor.weights")
+    config["use_extrinsics"] = True
+    model, io = build(ActionConditionedPredictor(ActionPredictorConfig(**config)), weights), read("ac_predictor.io")[1]
+    close(model(io["z"], io["actions"], io["states"], io["extrinsics"]), io["y_extrinsics"])
+
+
+@torch.no_grad()
+def test_attentive_probe_gives_official_logits() -> None:
+    config, weights = read("attentive_classifier.weights")
+    model, io = build(AttentiveProbe(AttentiveProbeConfig(**config)), weights), read("attentive_classifier.io")[1]
+    close(model(io["x"]), io["logits"])
+    close(model(io["x_small"]), io["logits_small"])
