@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from models.action_predictor import ActionConditionedPredictor, ActionPredictorConfig
-from models.encoder import EncoderConfig, VideoEncoder
+from models.encoder import EncoderConfig, VideoEncoder, layer_norm_features
 from models.predictor import MaskedPredictor, PredictorConfig
 from models.probes import AttentiveProbe, AttentiveProbeConfig
 
@@ -109,3 +109,26 @@ def test_attentive_probe_gives_official_logits() -> None:
     model, io = build(AttentiveProbe(AttentiveProbeConfig(**config)), weights), read("attentive_classifier.io")[1]
     close(model(io["x"]), io["logits"])
     close(model(io["x_small"]), io["logits_small"])
+
+
+def test_pretraining_step_has_the_official_loss_and_gradients() -> None:
+    configs, io = read("pretrain_step.io")
+    student = build(VideoEncoder(EncoderConfig(**configs["encoder"])), read("pretrain_encoder.weights")[1])
+    teacher = build(VideoEncoder(EncoderConfig(**configs["encoder"])), read("pretrain_target_encoder.weights")[1])
+    config, weights = read("pretrain_predictor.weights")
+    predictor = build(MaskedPredictor(PredictorConfig(**config)), weights)
+    contexts_at, targets_at = [[io[f"masks_{side}_{i}"] for i in (0, 1)] for side in ("enc", "pred")]
+    with torch.no_grad():
+        targets = layer_norm_features(teacher(io["clips"]))
+    predicted = predictor(student(io["clips"], contexts_at), contexts_at, targets_at)
+    rows = torch.arange(len(targets)).unsqueeze(1)
+    losses = [(z - targets[rows, ids]).abs().mean() for z, ids in zip(predicted, targets_at, strict=True)]
+    loss = torch.stack(losses).mean()
+    loss.backward()
+    torch.testing.assert_close(loss.double(), io["loss"], rtol=1e-6, atol=0)
+    parts: dict[str, torch.nn.Module] = {"encoder": student, "predictor": predictor}
+    for name, expected in io.items():
+        if name.startswith("grad."):
+            _, part, key = name.split(".", 2)
+            error = (parts[part].get_parameter(key).grad - expected).norm() / expected.norm()
+            assert error < 5e-5, name
