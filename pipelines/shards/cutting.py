@@ -25,13 +25,12 @@ class ShardConfig(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
-    short_side: int = pydantic.Field(112, ge=16, multiple_of=2)
-    gop: int = pydantic.Field(16, ge=1, le=32)
-    crf: int = pydantic.Field(20, ge=0, le=51)
+    short_side: int = pydantic.Field(default=112, ge=16, multiple_of=2)
+    gop: int = pydantic.Field(default=16, ge=1, le=32)
+    crf: int = pydantic.Field(default=20, ge=0, le=51)
     preset: str = "veryfast"
-    shard_bytes: int = pydantic.Field(64 * 2**20, ge=1)
+    shard_bytes: int = pydantic.Field(default=64 * 2**20, ge=1)
     cut_timeout_s: float = 120.0
-    max_failure_share: float = 0.02
 
 
 @dataclass(frozen=True)

@@ -49,8 +49,10 @@ def decode_clip(data: bytes) -> DecodedClip:
             stream.thread_type = "NONE"
             for frame in container.decode(stream):
                 planes.append(frame.to_ndarray(format="yuv420p"))
+                if frame.pts is None or frame.time_base is None:
+                    raise DecodeFailure("a training clip's frame has no time", expected="a pts on every frame", found="none")
                 times.append(float(frame.pts * frame.time_base))
-    except (av.FFmpegError, IndexError, TypeError, ValueError) as error:
+    except (av.FFmpegError, IndexError, ValueError) as error:
         raise DecodeFailure("a training clip does not decode", found=f"{type(error).__name__}: {error}") from error
     if not planes:
         raise DecodeFailure("a training clip holds no frame", expected="at least one", found="0")

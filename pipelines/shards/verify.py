@@ -1,17 +1,16 @@
-"""Reading a folder of shards against its index, byte by byte, and the blocking checks on a build."""
+"""Reading a folder of shards against its index, byte by byte."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pipelines import schemas
-from pipelines.checks import Check
 from pipelines.shards.index import INDEX_FILE
-from pipelines.shards.writer import read_members
 
 
 def verify_shards(folder: Path) -> list[str]:
@@ -63,18 +62,9 @@ def _verify_sidecar(where: str, data: bytes, row: dict[str, Any]) -> list[str]:
     ]
 
 
-def check_shards(folder: Path, summary: dict[str, Any]) -> dict[str, Check]:
-    """Blocking checks of `training_shards`."""
-    problems = verify_shards(folder)
-    limit = summary["max_failure_share"]
-    return {
-        "shards_hold_what_the_index_says": Check(
-            passed=not problems, expected="every byte of every tar as indexed", found="; ".join(problems[:5]) or "all agree",
-            remedy="delete this artefact and materialize training_shards again",
-        ),
-        "clips_were_cut": Check(
-            passed=summary["failed_share"] <= limit, expected=f"at most {limit:.1%} of the selected clips failed",
-            found=f"{summary['failed']} of {summary['clips'] + summary['failed']} failed",
-            remedy="quarantine.parquet in the artefact names each clip and why",
-        ),
-    }  # fmt: skip
+def read_members(path: Path) -> Iterator[tuple[str, int, bytes]]:
+    """(name, offset of the data, data) of every member of a tar."""
+    with tarfile.open(path, "r:") as archive:
+        for member in archive:
+            handle = archive.extractfile(member)
+            yield member.name, member.offset_data, handle.read() if handle else b""

@@ -14,10 +14,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import pyarrow.parquet as pq
+
 from pipelines import schemas
+from pipelines.checks import Check
 from pipelines.reporting import Progress
 from pipelines.shards.cutting import CutClip, CutFailure, ShardConfig, cut_clip
 from pipelines.shards.index import INDEX_FILE, ShardError
+from pipelines.shards.verify import verify_shards
 
 logger = logging.getLogger("tubelet.shards")
 
@@ -34,7 +38,7 @@ def build_shards(
     distinct_folder: Path,
     selection_folder: Path,
     *,
-    config: ShardConfig,
+    config: ShardConfig | None = None,
     workers: int = 2,
     progress: Callable[..., None] | None = None,
 ) -> dict[str, Any]:
@@ -44,6 +48,7 @@ def build_shards(
     clip that cannot be cut becomes a quarantine row. Raises ShardError when the selection names unknown clips, is
     empty, or nothing could be cut.
     """
+    config = config or ShardConfig()
     chosen = _chosen_clips(distinct_folder, selection_folder)
     report = progress or Progress("training_shards", len(chosen), "clips")
     index_rows: list[dict[str, Any]] = []
@@ -71,14 +76,34 @@ def build_shards(
         "failed": len(failures),
         "failed_share": len(failures) / len(chosen),
         "shards": shards.count,
-        "bytes": sum(row["length"] for row in index_rows),
+        "megabytes": round(sum(row["length"] for row in index_rows) / 1e6, 3),
         "frames": sum(row["frames"] for row in index_rows),
         "seconds": sum(row["source_end_s"] - row["source_start_s"] for row in index_rows),
         "source_videos": len({row["video_id"] for row in index_rows}),
         "weight_lost": sum(clip["weight"] for clip in chosen) - sum(row["weight"] for row in index_rows),
         "short_side": config.short_side,
-        "max_failure_share": config.max_failure_share,
     }
+
+
+def check_shards(folder: Path, max_failure_share: float = 0.02) -> dict[str, Check]:
+    """Blocking checks of `training_shards`, from its files alone."""
+    clips = pq.read_metadata(folder / INDEX_FILE).num_rows
+    failures = pq.read_metadata(folder / QUARANTINE_FILE).num_rows
+    problems = verify_shards(folder)
+    return {
+        "not_empty": Check(
+            passed=clips > 0, expected="at least one training clip", found=str(clips), remedy="select more clips",
+        ),
+        "bytes_agree": Check(
+            passed=not problems, expected="every byte of every tar as the index says",
+            found="; ".join(problems[:5]) or "all agree", remedy="delete this artefact and materialize training_shards again",
+        ),
+        "clips_were_cut": Check(
+            passed=failures <= max_failure_share * (clips + failures),
+            expected=f"at most {max_failure_share:.1%} of the selected clips failed", found=f"{failures} of {clips + failures}",
+            remedy="quarantine.parquet in the artefact names each clip and why",
+        ),
+    }  # fmt: skip
 
 
 def _chosen_clips(distinct_folder: Path, selection_folder: Path) -> list[dict[str, Any]]:
@@ -162,14 +187,6 @@ class _ShardFiles:
             self._handle.write(bytes(-self._handle.tell() % tarfile.RECORDSIZE))
             self._handle.close()
             self._handle = None
-
-
-def read_members(path: Path) -> Iterator[tuple[str, int, bytes]]:
-    """(name, offset of the data, data) of every member of a tar."""
-    with tarfile.open(path, "r:") as archive:
-        for member in archive:
-            handle = archive.extractfile(member)
-            yield member.name, member.offset_data, handle.read() if handle else b""
 
 
 def _sidecar(clip: dict[str, Any], cut: CutClip) -> dict[str, Any]:
