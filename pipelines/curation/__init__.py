@@ -1,0 +1,1 @@
+"""Curation: from folders of video to a weighted, explained set of distinct clips."""

@@ -1,0 +1,164 @@
+"""The probe on real files: what is measured, what is rejected and why, and identity under remuxing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.checks import failed
+from pipelines.curation.sources import Batch, SourceFile
+from pipelines.errors import Reject
+from pipelines.schemas import QUARANTINE, VIDEOS, read_table
+from pipelines.video.encode import ffmpeg_binary
+from pipelines.video.packets import nal_length_size, prefixed_units, start_code_units
+from pipelines.video.probe import build_videos, check_videos, probe_file, probe_files
+
+
+def ffmpeg(*arguments: Any) -> None:
+    subprocess.run([ffmpeg_binary(), "-y", "-loglevel", "error", *map(str, arguments)], check=True)
+
+
+def make_video(path: Path, *options: Any, seconds: float = 2.0, rate: int = 25, size: str = "128x96") -> Path:
+    ffmpeg("-f", "lavfi", "-i", f"testsrc2=size={size}:rate={rate}:duration={seconds}", "-pix_fmt", "yuv420p", *options, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_video(tmp_path_factory.mktemp("probe") / "plain.mp4", "-c:v", "libx264", "-movflags", "+faststart")
+
+
+def batch_of(*paths: Path) -> Batch:
+    files = tuple(SourceFile(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths)
+    return Batch("pool-0001", "pool", files, "CC0", "someone")
+
+
+def test_probe_measures_what_ffmpeg_encoded(video: Path) -> None:
+    row = probe_file(str(video))
+    assert (row["codec"], row["width"], row["height"], row["rotation"]) == ("h264", 128, 96, 0)
+    assert (row["declared_frames"], row["frames"], row["variable_frame_rate"]) == (50, 50, False)
+    assert row["duration_s"] == pytest.approx(2.0) and row["frame_rate"] == pytest.approx(25.0)
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+def test_remuxed_copies_of_one_stream_have_one_video_id(codec: str, tmp_path: Path) -> None:
+    original = make_video(tmp_path / "original.mp4", "-c:v", codec, "-bf", 2, "-g", 10)
+    other = make_video(tmp_path / "other.mp4", "-c:v", codec, "-bf", 2, "-g", 10, "-crf", 40)
+    copies = [tmp_path / f"copy.{suffix}" for suffix in ("mkv", "ts", "mov")]
+    for copy in copies:
+        ffmpeg("-i", original, "-c", "copy", copy)
+    back = tmp_path / "back.mp4"
+    ffmpeg("-i", copies[1], "-c", "copy", back)
+    ids = [probe_file(str(path))["video_id"] for path in [original, *copies, back, other]]
+    assert len(set(ids[:-1])) == 1
+    assert ids[-1] not in ids[:-1]
+
+
+def test_both_unit_forms_split_into_the_same_units() -> None:
+    units = [b"\x65abc", b"\x41de", b"\x06f"]
+    prefixed = b"".join(len(unit).to_bytes(4, "big") + unit for unit in units)
+    started = b"\0\0\0\1" + units[0] + b"\0\0\1" + units[1] + b"\0\0\0\1" + units[2]
+    assert list(prefixed_units(prefixed, 4)) == units
+    assert [unit.rstrip(b"\0") for unit in start_code_units(started) if unit.strip(b"\0")] == units
+    assert nal_length_size("h264", b"\x01d\x00\x1e\xff\xe1\x00") == 4
+    assert nal_length_size("h264", b"\0\0\0\1gd") == 0
+
+
+def test_rotated_video_has_its_upright_size(video: Path, tmp_path: Path) -> None:
+    rotated = tmp_path / "rotated.mov"
+    ffmpeg("-display_rotation", "90", "-i", video, "-c", "copy", rotated)
+    row = probe_file(str(rotated))
+    assert (row["width"], row["height"]) == (96, 128) and row["rotation"] in (90, 270)
+
+
+def test_variable_frame_rate_and_late_start_are_seen(tmp_path: Path) -> None:
+    path = make_video(
+        tmp_path / "variable.mkv", "-vf", "select='not(eq(mod(n,5),2))'", "-fps_mode", "vfr", "-output_ts_offset", 3, "-c:v", "libx264"
+    )
+    row = probe_file(str(path))
+    assert row["variable_frame_rate"]
+    assert row["start_pts"] * row["time_base_num"] / row["time_base_den"] == pytest.approx(3.0, abs=0.1)
+
+
+def test_every_bad_file_becomes_a_row_with_its_code(video: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.mp4"
+    empty.touch()
+    text = tmp_path / "text.mp4"
+    text.write_text("this is not a video\n" * 50)
+    headless = tmp_path / "headless.mp4"  # the index at the end of the file is cut off
+    ffmpeg("-i", video, "-c", "copy", headless)
+    headless.write_bytes(headless.read_bytes()[: headless.stat().st_size // 2])
+    cut = tmp_path / "cut.mp4"  # the index is at the start, half of the frames are gone
+    cut.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
+    sound = tmp_path / "sound.mp4"
+    ffmpeg("-f", "lavfi", "-i", "sine=duration=1", sound)
+    single = make_video(tmp_path / "single.mp4", "-frames:v", 1)
+    fifo = tmp_path / "fifo.mp4"
+    os.mkfifo(fifo)
+    codes = {path.stem: probe_file(str(path)).get("code") for path in (empty, text, headless, cut, sound, single, fifo, video)}
+    assert codes == {
+        "empty": Reject.EMPTY_FILE, "text": Reject.NOT_A_VIDEO, "headless": Reject.TRUNCATED, "cut": Reject.TRUNCATED,
+        "sound": Reject.NO_VIDEO_STREAM, "single": Reject.TOO_SHORT, "fifo": Reject.UNREADABLE, "plain": None,
+    }  # fmt: skip
+    assert probe_file(str(tmp_path / "gone.mp4"))["code"] == Reject.UNREADABLE
+
+
+def test_damaged_bytes_inside_the_stream_are_a_decode_error(video: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.mp4"
+    content = bytearray(video.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 600] = b"\xff" * 600
+    damaged.write_bytes(content)
+    assert probe_file(str(damaged))["code"] == Reject.DECODE_ERROR
+
+
+def test_file_that_hangs_the_decoder_is_quarantined_as_poison(video: Path) -> None:
+    videos, quarantine = probe_files([str(video)], batch="b", source="s", timeout_s=0.5, probe="subprocess:check_call")
+    assert not videos and quarantine[0]["code"] == Reject.DECODE_ERROR  # an mp4 cannot be executed: typed, not raised
+    hanging = ["/usr/bin/yes"] if Path("/usr/bin/yes").exists() else [shutil.which("cat") or "cat"]
+    _, quarantine = probe_files(hanging, batch="b", source="s", timeout_s=0.5, probe="subprocess:getoutput")
+    assert (quarantine[0]["code"], quarantine[0]["poison"], quarantine[0]["attempts"]) == (Reject.TIMEOUT, True, 2)
+
+
+def test_tables_do_not_depend_on_worker_count_and_account_for_every_file(video: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.mp4"
+    text.write_text("no video")
+    copies = [Path(shutil.copy(video, tmp_path / f"{name}.mp4")) for name in "abc"]
+    tables = []
+    for workers in (1, 2):
+        folder = tmp_path / f"videos-{workers}"
+        folder.mkdir()
+        summary = build_videos(folder, batch_of(*copies, text), workers=workers)
+        assert (summary["videos"], summary["quarantined"], summary["distinct_streams"]) == (3, 1, 1)
+        assert not failed(check_videos(folder))
+        tables.append((folder / "videos.parquet").read_bytes() + (folder / "quarantine.parquet").read_bytes())
+    assert tables[0] == tables[1]
+    rows = read_table(tmp_path / "videos-1" / "videos.parquet", VIDEOS).to_pylist()
+    assert [row["path"] for row in rows] == [str(path) for path in copies]
+    assert {(row["licence"], row["uploader"], row["batch"]) for row in rows} == {("CC0", "someone", "pool-0001")}
+
+
+def test_batch_of_text_files_fails_its_checks_and_names_the_codes(tmp_path: Path) -> None:
+    text = tmp_path / "text.mp4"
+    text.write_text("no video")
+    build_videos(tmp_path, batch_of(text))
+    bad = failed(check_videos(tmp_path))
+    assert set(bad) == {"any_video", "decode_rate"} and "not_a_video" in bad["decode_rate"].found
+
+
+@pytest.mark.skipif("TUBELET_SHARED" not in os.environ, reason="TUBELET_SHARED is not set: no shared data")
+def test_every_shared_file_is_a_row_somewhere() -> None:
+    root = Path(os.environ["TUBELET_SHARED"]) / "data"
+    suffixes = {".mp4", ".mkv", ".mov", ".webm", ".avi", ".flv", ".ts", ".ogv"}
+    paths = sorted(str(path) for path in root.rglob("*") if path.suffix in suffixes)
+    videos, quarantine = probe_files(paths, batch="b", source="shared")
+    assert sorted(row["path"] for row in videos + quarantine) == paths
+    assert {Path(row["path"]).name: row["code"] for row in quarantine} == {"corrupted.mp4": Reject.DECODE_ERROR}
+    frames = {Path(row["path"]).name: row["frames"] for row in videos}
+    assert (frames["sample_vvc.mp4"], frames["discard_first_keyframe.mp4"], frames["bbb_2500ms.ts"]) == (120, 25, 58)
+    assert QUARANTINE.names and all(row["sha256"] and row["video_id"] for row in videos)

@@ -1,0 +1,44 @@
+"""The killable pool: order, time limits, replacement of stuck and dead workers."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from models.errors import TubeletError
+from pipelines.video.workers import map_killable
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_outcomes_keep_the_order_of_items_whatever_the_worker_count(workers: int) -> None:
+    outcomes = map_killable("math:sqrt", [9.0, 4.0, 1.0, 0.0], workers=workers, timeout_s=20)
+    assert [outcome.value for outcome in outcomes] == [3.0, 2.0, 1.0, 0.0]
+
+
+def test_hung_item_times_out_and_its_neighbours_are_served() -> None:
+    outcomes = map_killable("time:sleep", [0.0, 600.0, 0.0], workers=1, timeout_s=0.5, attempts=2)
+    assert [outcome.failure for outcome in outcomes] == [None, "timeout", None]
+    assert outcomes[1].attempts == 2
+
+
+def test_worker_that_dies_is_replaced_and_its_item_named() -> None:
+    outcomes = map_killable("os:_exit", [3], workers=2, timeout_s=20, attempts=2)
+    assert outcomes[0].failure == "died" and "3" in outcomes[0].detail and outcomes[0].attempts == 2
+
+
+def test_exception_in_the_function_is_an_outcome_with_its_text() -> None:
+    outcomes = map_killable("math:sqrt", [-1.0, 4.0], workers=1, timeout_s=20)
+    assert outcomes[0].failure == "error" and "ValueError" in outcomes[0].detail
+    assert outcomes[1].value == 2.0
+
+
+def test_unknown_target_is_an_error_and_leaves_no_process() -> None:
+    with pytest.raises(TubeletError, match="could not start"):
+        map_killable("math:no_such_function", [1.0], workers=1, timeout_s=5)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_no_items_start_no_worker() -> None:
+    assert map_killable("math:no_such_function", [], workers=2, timeout_s=5) == []
