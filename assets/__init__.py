@@ -1,0 +1,1 @@
+"""What Dagster sees: assets, checks, partitions, automation, resources and launchers. No torch at import."""

@@ -1,0 +1,97 @@
+"""Jobs, the schedule and the sensors. All are off until a person switches them on, and none may deploy to a robot."""
+
+import json
+import time
+from pathlib import Path
+
+import dagster as dg
+
+from assets.builtin import ensure_sources
+from assets.partitions import SIMULATED_EPISODES, add_keys, episode_sources, ingest_batches
+from assets.reconcile import reconcile_runs
+from assets.resources import StoreResource
+from pipelines.curation import sources
+from pipelines.store import Store
+
+SETTLED_S = 60.0
+"""A file changed later than this is still being written."""
+CURATION = [
+    "target_videos", "target_embeddings", "distinct_clips", "clip_clusters", "curated_clips", "training_shards",
+]  # fmt: skip
+TRAINED = [
+    "pretrained_encoder", "cooled_encoder", "world_model", "probe_results", "encoder_report", "planning_results",
+    "robot_bundle",
+]  # fmt: skip
+
+observe = dg.define_asset_job("observe", ["source_catalog"], description="Look at the registered roots; sort new files into batches.")
+ingest = dg.define_asset_job(
+    "ingest", ["videos", "clips", "clip_embeddings"], description="Probe, cut and embed one batch."
+)
+curate = dg.define_asset_job("curate", CURATION, description="Merge all batches and choose the training set anew.")
+episodes = dg.define_asset_job("episodes", ["robot_episodes"], description="Bring one source of robot episodes in.")
+recipe = dg.define_asset_job(
+    "recipe", CURATION + TRAINED, description="From embedded batches to a bundle, for one recipe."
+)
+deploy = dg.define_asset_job(
+    "deploy", ["robot_deployment"], description="Point one robot to a bundle. Started by a person only."
+)
+JOBS = [observe, ingest, curate, episodes, recipe, deploy]
+
+weekly_recuration = dg.ScheduleDefinition(
+    name="weekly_recuration", job=curate, cron_schedule="0 3 * * 1", execution_timezone="UTC",
+    default_status=dg.DefaultScheduleStatus.STOPPED,
+    description="Every Monday at 03:00 UTC: merge what has arrived and choose the training set anew. Trains nothing.",
+)  # fmt: skip
+
+
+def young_files(store: Store) -> list[str]:
+    """Candidate files changed within the last `SETTLED_S` seconds."""
+    newest = time.time_ns() - int(SETTLED_S * 1e9)
+    roots = [Path(source.path) for source in sources.list_sources(store)]
+    return [file.path for root in roots for file in sources.scan_folder(root)[0] if file.mtime_ns > newest]
+
+
+@dg.sensor(job=ingest, minimum_interval_seconds=60, default_status=dg.DefaultSensorStatus.STOPPED)
+def arriving_videos(context: dg.SensorEvaluationContext, storage: StoreResource) -> dg.SensorResult | dg.SkipReason:
+    """Sorts files that arrived in the registered roots into a batch and ingests it; waits while any is still growing."""
+    store = storage.open()
+    ensure_sources(store)
+    growing = young_files(store)
+    if growing:
+        return dg.SkipReason(f"{len(growing)} files are still being written, for example {growing[0]}")
+    sources.new_batches(store)
+    add_keys(context.instance, episode_sources, [SIMULATED_EPISODES])
+    known = set(context.instance.get_dynamic_partitions("ingest_batch"))
+    keys = [key for key in sources.list_batches(store) if key not in known]
+    if not keys:
+        return dg.SkipReason("no new files")
+    return dg.SensorResult(
+        run_requests=[dg.RunRequest(run_key=key, partition_key=key) for key in keys],
+        dynamic_partitions_requests=[ingest_batches.build_add_request(keys)],
+    )
+
+
+@dg.run_failure_sensor(default_status=dg.DefaultSensorStatus.STOPPED, minimum_interval_seconds=60, monitor_all_code_locations=False)
+def failed_runs(context: dg.RunFailureSensorContext, storage: StoreResource) -> None:
+    """Appends one JSON line for each failed run to logs/failures.jsonl in the store."""
+    store = storage.open()
+    run = context.dagster_run
+    line = {
+        "time": time.time(), "run_id": run.run_id, "job": run.job_name, "partition": run.tags.get("dagster/partition"),
+        "error": context.failure_event.message,
+    }  # fmt: skip
+    with store.writing():
+        (store.root / "logs").mkdir(exist_ok=True)
+        with open(store.root / "logs" / "failures.jsonl", "a") as handle:
+            handle.write(json.dumps(line) + "\n")
+
+
+@dg.sensor(minimum_interval_seconds=60, default_status=dg.DefaultSensorStatus.STOPPED)
+def lost_runs(context: dg.SensorEvaluationContext, storage: StoreResource) -> dg.SkipReason:
+    """Ends runs whose process is gone (killed, reboot): marks them failed and frees their slots."""
+    ended = reconcile_runs(context.instance)
+    return dg.SkipReason(f"ended {len(ended)} lost runs: {', '.join(ended)}" if ended else "no lost runs")
+
+
+SCHEDULES = [weekly_recuration]
+SENSORS = [arriving_videos, failed_runs, lost_runs]

@@ -1,0 +1,226 @@
+"""The body every asset shares: make what the plan names, judge it, accept it, and say so to Dagster and to a person.
+
+A `Plan` is what one materialization would make, worked out before anything is made. The assets carry it out; the main
+job asks it whether there is anything to do.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event, Lock, Thread
+from typing import Any
+
+import dagster as dg
+
+from assets.launchers import TrainingFailed, TrainLauncher
+from assets.resources import StoreResource
+from pipelines.checks import Check, failed
+from pipelines.errors import StoreError, TubeletError
+from pipelines.reporting import Progress
+from pipelines.store import Artefact, Store
+
+logger = logging.getLogger("tubelet.stage")
+PICTURE_LIMIT = 100_000
+"""Bytes; inline pictures live in Dagster's database and travel with every query."""
+SILENCE_S = 4.0
+EVENT_LOG_EVERY_S = 30.0
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a build function is given: an empty `folder` to fill and the ways to talk and to train."""
+
+    folder: Path
+    work_folder: Path
+    context: dg.AssetExecutionContext
+    progress: Callable[..., None]
+    trainer: TrainLauncher | None = None
+
+    def train(self, jobs: Sequence[Any], done: Sequence[Path]) -> None:
+        """Run training jobs to their end, out of process; raises unless every marker in `done` exists afterwards."""
+        if self.trainer is None:
+            raise StoreError("this stage was given no launcher", expected="a TrainLauncher resource", found="none")
+        self.trainer.run(self.context, jobs, work_folder=self.work_folder, done=done)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One materialization before it happens. `config` and `inputs` are everything its identity depends on."""
+
+    asset: str
+    build: Callable[[Task], dict[str, Any]]
+    check: Callable[[Artefact], dict[str, Check]]
+    inputs: Sequence[Artefact] = ()
+    config: dict[str, Any] = field(default_factory=dict)
+    partition: str | None = None
+    code_version: str = "1"
+    highlights: tuple[str, ...] = ()
+    publish: Callable[[Artefact], None] | None = None
+    """Called after the artefact was accepted, also when it was found made (a pointer outside the store's own)."""
+    published: Callable[[Artefact], bool] | None = None
+
+    @property
+    def key(self) -> str:
+        return self.asset if self.partition is None else f"{self.asset}[{self.partition}]"
+
+    @property
+    def identity(self) -> str:
+        config = json.loads(json.dumps(self.config))
+        return Store.identity(self.asset, self.partition, config, self.inputs, self.code_version)
+
+    def find(self, store: Store) -> Artefact | None:
+        """The artefact when it was made before, whether or not it passed its checks."""
+        path = store.folder("artefacts", self.asset, self.partition, self.identity)
+        return store.load(path, reused=True) if (path / "MANIFEST.json").exists() else None
+
+
+def blocking(asset: str, *names: str) -> list[dg.AssetCheckSpec]:
+    """Specs of the checks an asset reports itself; a failed one stops the run before the next stage."""
+    return [dg.AssetCheckSpec(name, asset=asset, blocking=True) for name in names]
+
+
+def carry_out(
+    context: dg.AssetExecutionContext,
+    storage: StoreResource,
+    plan: Callable[[Store], Plan],
+    trainer: TrainLauncher | None = None,
+) -> dg.MaterializeResult:
+    """Materialize what `plan(store)` names: reuse or build, check, accept, report.
+
+    Raises `dg.Failure` with expected, found and remedy; only training failures that may pass are retried.
+    """
+    started = time.monotonic()
+    try:
+        store = storage.open()
+        made = plan(store)
+        artefact = _produce(context, store, made, trainer)
+        checks = made.check(artefact)
+        _insist_on_declared(context, made.key, checks)
+        if not failed(checks):
+            store.accept(artefact, {name: check.to_dict() for name, check in checks.items()})
+            if made.publish is not None:
+                made.publish(artefact)
+    except TrainingFailed as error:
+        raise dg.Failure(description=str(error), allow_retries=error.may_retry) from error
+    except TubeletError as error:
+        raise dg.Failure(description=str(error), allow_retries=False) from error
+    logger.info(closing_line(artefact, made.highlights, time.monotonic() - started))
+    return dg.MaterializeResult(
+        metadata=metadata_of(artefact),
+        data_version=dg.DataVersion(artefact.digest),
+        check_results=[_check_result(name, check) for name, check in checks.items()],
+    )
+
+
+def _produce(
+    context: dg.AssetExecutionContext, store: Store, plan: Plan, trainer: TrainLauncher | None
+) -> Artefact:
+    def build(folder: Path) -> dict[str, Any]:
+        work = store.folder("work", plan.asset, plan.partition, plan.identity)
+        with _progress(context, plan.key) as progress:
+            return plan.build(Task(folder, work, context, progress, trainer))
+
+    return store.produce(
+        plan.asset, build, inputs=plan.inputs, config=plan.config, partition=plan.partition,
+        code_version=plan.code_version,
+    )  # fmt: skip
+
+
+@contextmanager
+def _progress(context: dg.AssetExecutionContext, key: str) -> Iterator[Callable[..., None]]:
+    """A progress callable that is never silent for long: lines for the person, few events for Dagster's log."""
+    lock, stopped = Lock(), Event()
+    started = time.monotonic()
+    spoken = {"line": started, "event": started}
+    latest: dict[str, Any] = {}
+
+    def emit(line: str) -> None:
+        spoken["line"] = time.monotonic()
+        logger.info("    %s", line)
+        if spoken["line"] - spoken["event"] >= EVENT_LOG_EVERY_S:
+            spoken["event"] = spoken["line"]
+            context.log.info(line)
+
+    with Progress(key, 0, "items", emit=emit) as bar:
+
+        def progress(done: int, total: int | None = None, text: str = "") -> None:
+            with lock:
+                latest.update(done=done)
+                bar(done, total, text)
+
+        def watch() -> None:
+            while not stopped.wait(1.0):
+                with lock:
+                    now = time.monotonic()
+                    if now - spoken["line"] >= SILENCE_S:
+                        emit(bar.line(now) if latest else f"{key}: at work for {now - started:.0f} s")
+
+        watcher = Thread(target=watch, name=f"progress-{key}", daemon=True)
+        watcher.start()
+        try:
+            yield progress
+        finally:
+            stopped.set()
+            watcher.join()
+
+
+def _insist_on_declared(context: dg.AssetExecutionContext, key: str, checks: dict[str, Check]) -> None:
+    declared = {spec.name for spec in context.assets_def.check_specs}
+    if declared != set(checks):
+        raise StoreError(
+            f"{key} reported other checks than it declares", expected=", ".join(sorted(declared)),
+            found=", ".join(sorted(checks)), remedy="name the same checks in assets/ and in the stage's check function",
+        )  # fmt: skip
+
+
+def _check_result(name: str, check: Check) -> dg.AssetCheckResult:
+    metadata = {"expected": check.expected, "found": check.found}
+    if check.remedy:
+        metadata["remedy"] = check.remedy
+    return dg.AssetCheckResult(check_name=name, passed=check.passed, metadata=metadata, description=check.found)
+
+
+def metadata_of(artefact: Artefact) -> dict[str, Any]:
+    """What the catalogue shows: numbers as plain floats (Dagster plots them over time), pictures inline."""
+    metadata: dict[str, Any] = {
+        "dagster/uri": artefact.path.as_uri(),
+        "folder": dg.MetadataValue.path(artefact.path),
+        "digest": artefact.digest,
+        "build_seconds": float(artefact.seconds),
+        "reused": artefact.reused,
+        "config": dg.MetadataValue.json(artefact.config),
+        "inputs": dg.MetadataValue.json(artefact.inputs),
+    }
+    for name, value in artefact.summary.items():
+        if name == "pictures":
+            continue
+        metadata[name] = value if isinstance(value, bool | int | float | str) else dg.MetadataValue.json(value)
+    for name in artefact.summary.get("pictures", []):
+        data = (artefact.path / name).read_bytes()
+        if len(data) <= PICTURE_LIMIT:
+            kind = Path(name).suffix.removeprefix(".")
+            text = f"![{name}](data:image/{kind};base64,{base64.b64encode(data).decode()})"
+            metadata[Path(name).stem] = dg.MetadataValue.md(text)
+        else:
+            metadata[Path(name).stem] = dg.MetadataValue.path(artefact.path / name)
+    return metadata
+
+
+def closing_line(artefact: Artefact, highlights: Sequence[str], seconds: float) -> str:
+    """One line for the console: name, seconds, key numbers."""
+    numbers = {name: value for name, value in artefact.summary.items() if isinstance(value, bool | int | float | str)}
+    chosen = highlights or tuple(name for name in numbers if name not in {"cpu_seconds", "seconds"})[:4]
+    shown = "  ".join(f"{name} {_short(numbers[name])}" for name in chosen if name in numbers)
+    word = "found made" if artefact.reused else f"{seconds:6.1f} s"
+    return f"  {artefact.key:<32} {word:>10}  {shown}"
+
+
+def _short(value: bool | int | float | str) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

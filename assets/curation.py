@@ -1,0 +1,267 @@
+"""From videos to a selection of clips: cut, embed, compare, cluster, and choose what resembles the targets."""
+
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from assets.bodies import Plan, Task, blocking, carry_out
+from assets.builtin import targets_root
+from assets.partitions import ingest_batches
+from assets.resources import StoreResource
+from assets.sources import videos
+from pipelines.checks import Check
+from pipelines.errors import MissingArtefact
+from pipelines.store import Artefact, Store
+
+OWNERS = ["team:data"]
+
+
+class ClipsConfig(dg.Config):
+    """A scene is cut where content changes by more than `threshold`; clips are between the two lengths, in seconds."""
+
+    workers: int = 2
+
+
+def plan_clips(store: Store, batch: str, config: ClipsConfig) -> Plan:
+    from pipelines.curation import scenes
+
+    source = store.current("videos", batch)
+    settings = scenes.SceneConfig()
+
+    def build(task: Task) -> dict[str, Any]:
+        return scenes.build_clips(
+            task.folder, source.path, config=settings, workers=config.workers, progress=task.progress
+        )
+
+    return Plan(
+        "clips", build, lambda artefact: scenes.check_clips(artefact.path), inputs=[source], partition=batch,
+        config=settings.model_dump(mode="json"), highlights=("clips", "rejected", "seconds"),
+    )  # fmt: skip
+
+
+@dg.asset(
+    deps=[videos], partitions_def=ingest_batches, group_name="curation", owners=OWNERS, kinds={"opencv", "parquet"},
+    code_version="1", check_specs=blocking("clips", "not_empty"),
+)  # fmt: skip
+def clips(context: dg.AssetExecutionContext, config: ClipsConfig, storage: StoreResource) -> dg.MaterializeResult:
+    """Clips of one batch, cut at scene changes: spans in the source file, nothing is transcoded.
+
+    Each row carries motion and brightness, so that static and black spans can be left out later.
+    """
+    return carry_out(context, storage, lambda store: plan_clips(store, context.partition_key, config))
+
+
+class EmbeddingConfig(dg.Config):
+    workers: int = 2
+
+
+def plan_clip_embeddings(store: Store, batch: str, config: EmbeddingConfig) -> Plan:
+    source = store.current("clips", batch)
+
+    def build(task: Task) -> dict[str, Any]:
+        from pipelines.curation import embedding
+
+        return embedding.build_embeddings(task.folder, source.path, progress=task.progress)
+
+    def check(artefact: Artefact) -> dict[str, Check]:
+        from pipelines.curation import embedding
+
+        return embedding.check_embeddings(artefact.path)
+
+    return Plan(
+        "clip_embeddings", build, check, inputs=[source], partition=batch, highlights=("clips", "dimensions"),
+    )  # fmt: skip
+
+
+@dg.asset(
+    deps=[clips], partitions_def=ingest_batches, group_name="curation", owners=OWNERS, kinds={"pytorch", "numpy"},
+    code_version="1", check_specs=blocking("clip_embeddings", "not_empty"),
+)  # fmt: skip
+def clip_embeddings(
+    context: dg.AssetExecutionContext, config: EmbeddingConfig, storage: StoreResource
+) -> dg.MaterializeResult:
+    """One unit vector for each clip of a batch, from the offline image encoder, versioned by that encoder's digest."""
+    return carry_out(context, storage, lambda store: plan_clip_embeddings(store, context.partition_key, config))
+
+
+def embedded_batches(store: Store) -> dict[str, tuple[Artefact, Artefact]]:
+    """Clips and embeddings of every batch that has both, validated; raises `MissingArtefact` when there is none."""
+    batches = {
+        batch: (store.current("clips", batch), store.current("clip_embeddings", batch))
+        for batch in store.partitions("clip_embeddings")
+    }
+    if not batches:
+        raise MissingArtefact(
+            "no batch of clips has been embedded", expected="at least one partition of clip_embeddings", found="none",
+            remedy="observe source_catalog, then materialize videos, clips and clip_embeddings of a batch (job ingest)",
+        )  # fmt: skip
+    return batches
+
+
+class TargetsConfig(dg.Config):
+    """`root` holds the target sets (one folder each); empty means the built-in ones."""
+
+    root: str = ""
+
+
+def plan_target_videos(store: Store, config: TargetsConfig) -> Plan:
+    from pipelines.curation import targets
+
+    root = Path(config.root) if config.root else targets_root(store)
+
+    def build(task: Task) -> dict[str, Any]:
+        return targets.build_target_videos(task.folder, root, progress=task.progress)
+
+    return Plan(
+        "target_videos", build, lambda artefact: targets.check_target_videos(artefact.path),
+        config={"root": targets.root_digest(root)}, highlights=("sets", "videos", "clips"),
+    )  # fmt: skip
+
+
+@dg.asset(
+    group_name="targets", owners=OWNERS, kinds={"ffmpeg", "parquet"}, code_version="1",
+    check_specs=blocking("target_videos", "not_empty"),
+)  # fmt: skip
+def target_videos(context: dg.AssetExecutionContext, config: TargetsConfig, storage: StoreResource) -> dg.MaterializeResult:
+    """The labelled sets the system should become good at: name, weight, files, and a split each.
+
+    Training files pull similar clips out of the pool; evaluation files must stay out of it.
+    """
+    return carry_out(context, storage, lambda store: plan_target_videos(store, config))
+
+
+def plan_target_embeddings(store: Store, config: EmbeddingConfig) -> Plan:
+    source = store.current("target_videos")
+
+    def build(task: Task) -> dict[str, Any]:
+        from pipelines.curation import embedding
+
+        return embedding.build_embeddings(task.folder, source.path, progress=task.progress)
+
+    def check(artefact: Artefact) -> dict[str, Check]:
+        from pipelines.curation import embedding
+
+        return embedding.check_embeddings(artefact.path)
+
+    return Plan("target_embeddings", build, check, inputs=[source], highlights=("clips", "dimensions"))
+
+
+@dg.asset(
+    deps=[target_videos], group_name="targets", owners=OWNERS, kinds={"pytorch", "numpy"}, code_version="1",
+    check_specs=blocking("target_embeddings", "not_empty"),
+)  # fmt: skip
+def target_embeddings(
+    context: dg.AssetExecutionContext, config: EmbeddingConfig, storage: StoreResource
+) -> dg.MaterializeResult:
+    """The clips of the target sets in the same embedding space as the pool."""
+    return carry_out(context, storage, lambda store: plan_target_embeddings(store, config))
+
+
+class DistinctConfig(dg.Config):
+    pass
+
+
+def plan_distinct_clips(store: Store, config: DistinctConfig) -> Plan:
+    batches = embedded_batches(store)
+    targets, target_vectors = store.current("target_videos"), store.current("target_embeddings")
+
+    def build(task: Task) -> dict[str, Any]:
+        from pipelines.curation import duplicates
+
+        folders = {batch: (found.path, vectors.path) for batch, (found, vectors) in batches.items()}
+        summary = duplicates.build_distinct(task.folder, folders, targets.path, target_vectors.path)
+        digests = {batch: vectors.digest for batch, (_, vectors) in batches.items()}
+        return {**summary, "batches": len(digests), "batch_digests": digests}
+
+    def check(artefact: Artefact) -> dict[str, Check]:
+        from pipelines.curation import duplicates
+
+        return duplicates.check_distinct(artefact.path)
+
+    inputs = [artefact for pair in batches.values() for artefact in pair] + [targets, target_vectors]
+    return Plan("distinct_clips", build, check, inputs=inputs, highlights=("clips", "removed", "batches"))
+
+
+@dg.asset(
+    deps=[
+        dg.AssetDep(clips, partition_mapping=dg.AllPartitionMapping()),
+        dg.AssetDep(clip_embeddings, partition_mapping=dg.AllPartitionMapping()),
+        target_videos, target_embeddings,
+    ],
+    group_name="curation", owners=OWNERS, kinds={"faiss", "parquet"}, code_version="1",
+    check_specs=blocking("distinct_clips", "not_empty"),
+)  # fmt: skip
+def distinct_clips(context: dg.AssetExecutionContext, config: DistinctConfig, storage: StoreResource) -> dg.MaterializeResult:
+    """Every batch merged, without near-duplicates and without clips that leak the evaluation sets.
+
+    Every removal names its kept twin and their similarity; the merged batches are listed with their digests.
+    """
+    return carry_out(context, storage, lambda store: plan_distinct_clips(store, config))
+
+
+class ClusterConfig(dg.Config):
+    pass
+
+
+def plan_clip_clusters(store: Store, config: ClusterConfig) -> Plan:
+    distinct = store.current("distinct_clips")
+    targets, target_vectors = store.current("target_videos"), store.current("target_embeddings")
+
+    def build(task: Task) -> dict[str, Any]:
+        from pipelines.curation import clustering
+
+        return clustering.build_clusters(task.folder, distinct.path, targets.path, target_vectors.path)
+
+    def check(artefact: Artefact) -> dict[str, Check]:
+        from pipelines.curation import clustering
+
+        return clustering.check_clusters(artefact.path)
+
+    return Plan(
+        "clip_clusters", build, check, inputs=[distinct, targets, target_vectors], highlights=("clusters", "coarse_clusters"),
+    )  # fmt: skip
+
+
+@dg.asset(
+    deps=[distinct_clips, target_videos, target_embeddings], group_name="curation", owners=OWNERS, kinds={"faiss"},
+    code_version="1", check_specs=blocking("clip_clusters", "not_empty"),
+)  # fmt: skip
+def clip_clusters(context: dg.AssetExecutionContext, config: ClusterConfig, storage: StoreResource) -> dg.MaterializeResult:
+    """A two-level k-means codebook over the distinct clips, with every clip and every target assigned to it."""
+    return carry_out(context, storage, lambda store: plan_clip_clusters(store, config))
+
+
+class SelectionConfig(dg.Config):
+    pass
+
+
+def plan_curated_clips(store: Store, config: SelectionConfig) -> Plan:
+    distinct, clusters = store.current("distinct_clips"), store.current("clip_clusters")
+    targets, target_vectors = store.current("target_videos"), store.current("target_embeddings")
+
+    def build(task: Task) -> dict[str, Any]:
+        from pipelines.curation import retrieval
+
+        return retrieval.build_selection(task.folder, distinct.path, clusters.path, targets.path)
+
+    def check(artefact: Artefact) -> dict[str, Check]:
+        from pipelines.curation import retrieval
+
+        return retrieval.check_selection(artefact.path)
+
+    return Plan(
+        "curated_clips", build, check, inputs=[distinct, clusters, targets, target_vectors], highlights=("clips", "kl"),
+    )  # fmt: skip
+
+
+@dg.asset(
+    deps=[distinct_clips, clip_clusters, target_videos, target_embeddings], group_name="curation", owners=OWNERS,
+    kinds={"parquet"}, code_version="1", check_specs=blocking("curated_clips", "not_empty"),
+)  # fmt: skip
+def curated_clips(context: dg.AssetExecutionContext, config: SelectionConfig, storage: StoreResource) -> dg.MaterializeResult:
+    """The selection a model trains on: clip, weight, and the target set that earned it.
+
+    The achieved distribution over clusters is shown against the requested one and against taking everything alike.
+    """
+    return carry_out(context, storage, lambda store: plan_curated_clips(store, config))

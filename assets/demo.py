@@ -1,0 +1,179 @@
+"""`tubelet demo`: from an empty store to a simulated arm that reaches its goal image, or from wherever it stands."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from assets.builtin import register_corpus
+from assets.lineage import observed_version
+from assets.partitions import SIMULATED_EPISODES, SIMULATED_ROBOT
+from assets.planning import DeploymentConfig
+from assets.reconcile import reconcile_runs
+from assets.robot_data import EpisodesConfig
+from assets.runs import Run, RunFailed, Runner, ingest_runs, open_instance, recipe_run
+from assets.sources import announce
+from pipelines.curation import sources
+from pipelines.errors import InputError, StoreError
+from pipelines.identity import digest_of
+from pipelines.recipes import load_recipe
+from pipelines.reporting import Progress
+from pipelines.store import Store, write_atomic
+
+logger = logging.getLogger("tubelet.demo")
+SMOKE_EPISODES = EpisodesConfig(episodes=12, steps=8)
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """What a person may choose. `corpus_scale` "smoke" is for tests of the chain, not for results."""
+
+    root: Path
+    videos: Path | None = None
+    recipe: str = "nano"
+    corpus_scale: str = "demo"
+
+
+def run_demo(options: DemoOptions) -> int:
+    """Do what is missing and say so; 0 when the report meets its thresholds, 1 when not. Raises `TubeletError`."""
+    started = time.monotonic()
+    load_recipe(options.recipe)
+    store = Store.open(options.root)
+    with _alone(store), open_instance() as instance:
+        log_to(store)
+        for run_id in reconcile_runs(instance):
+            logger.info("ended run %s, whose process was gone", run_id)
+        logger.info("store %s, recipe %s", store.root, options.recipe)
+        prepare_sources(store, options)
+        look_at_sources(store, instance)
+        configs: dict[str, dg.Config] = {"robot_deployment": DeploymentConfig(recipe=options.recipe)}
+        if options.corpus_scale == "smoke":
+            configs["robot_episodes"] = SMOKE_EPISODES
+        runner = Runner(store, instance, configs)
+        worked = ingest(runner, sources.list_batches(store))
+        for run in (
+            Run("episodes", SIMULATED_EPISODES, ["robot_episodes"]),
+            recipe_run(options.recipe),
+            Run("deploy", SIMULATED_ROBOT, ["robot_deployment"]),
+        ):
+            worked = runner.bring_up(run) or worked
+        seconds = time.monotonic() - started
+        if worked:
+            remember_times(store, runner.times, seconds)
+    return conclude(store, options.recipe, worked, seconds)
+
+
+def ingest(runner: Runner, batches: list[str]) -> bool:
+    """Bring every batch up; one that cannot be used is named and left out, as long as another one is there."""
+    worked, refused = False, []
+    for run in ingest_runs(batches):
+        try:
+            worked = runner.bring_up(run) or worked
+        except RunFailed as error:
+            refused.append(error)
+            logger.warning("batch %s is left out: %s", run.partition, error)
+    if refused and not runner.store.partitions("clip_embeddings"):
+        raise refused[0]
+    return worked
+
+
+def prepare_sources(store: Store, options: DemoOptions) -> None:
+    """Register the built-in pool, and the person's own folder when one was named and something in it decodes."""
+    if options.videos is not None:
+        root = options.videos.expanduser().absolute()
+        insist_on_a_video(root)
+        sources.register_source(store, source_name(store, root), root, uploader="operator")
+    with Progress("built-in corpus", 0, "files") as progress:
+        register_corpus(store, options.corpus_scale, progress)
+    made = sources.new_batches(store)
+    logger.info("sources: %s", "new batches " + ", ".join(made) if made else "no new files")
+
+
+def insist_on_a_video(root: Path) -> None:
+    """Raise `InputError` unless one file below `root` decodes; stops at the first that does."""
+    from pipelines.video import probe
+
+    rejects: list[dict[str, Any]] = []
+    for file in sources.candidates_or_error(root):
+        videos, rejected = probe.probe_files([file.path], batch="", source="", workers=1)
+        if videos:
+            return
+        rejects += rejected
+    raise InputError(
+        f"no file in {root} can be decoded", expected="at least one video",
+        found="; ".join(f"{Path(row['path']).name}: {row['code']}" for row in rejects[:5]),
+        remedy="name a folder with video files that play; nothing was registered",
+    )  # fmt: skip
+
+
+def source_name(store: Store, root: Path) -> str:
+    """The name this folder has as a source, or a free one made from its own name."""
+    known = {source.path: source.name for source in sources.list_sources(store)}
+    if str(root) in known:
+        return known[str(root)]
+    plain = re.sub(r"[^a-z0-9_-]+", "-", root.name.lower()).strip("-_")[:40] or "videos"
+    return plain if plain not in known.values() else f"{plain}-{digest_of(str(root), 6)}"
+
+
+def look_at_sources(store: Store, instance: dg.DagsterInstance) -> None:
+    """Observe `source_catalog` when it has changed, so that Dagster marks what is built from it as stale."""
+    announce(instance, store)
+    if observed_version(instance, "source_catalog") != sources.source_digest(store):
+        Runner(store, instance).observe()
+
+
+def remember_times(store: Store, times: dict[str, float], seconds: float) -> None:
+    """Keep the wall times of the last run that did any work, for the report."""
+    with store.writing():
+        (store.root / "logs").mkdir(exist_ok=True)
+        write_atomic(store.root / "logs" / "demo.json", json.dumps({"seconds": seconds, "runs": times}))
+
+
+def conclude(store: Store, recipe: str, worked: bool, seconds: float) -> int:
+    """Write the report when anything is new, print its verdict."""
+    from pipelines import report
+
+    folder = store.root / "report"
+    if worked or not report.is_current(store, recipe, folder):
+        report.write(store, recipe, folder)
+    numbers = report.read(folder)
+    failed = report.check(numbers)
+    for line in report.verdict_lines(numbers):
+        logger.info("  %s", line)
+    logger.info("%s in %.0f s; report: %s", "done" if worked else "nothing to do: all up to date", seconds, folder / "index.html")
+    if failed:
+        logger.warning("below its threshold: %s", ", ".join(failed))
+    return 1 if failed else 0
+
+
+@contextlib.contextmanager
+def _alone(store: Store) -> Iterator[None]:
+    """One demo at a time on a store; the lock goes with the process, however it ends."""
+    with open(store.root / ".demo.lock", "w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StoreError(
+                f"another demo is running on {store.root}", expected="one at a time", found="its lock is held",
+                remedy="wait for it, or set TUBELET_STORE to another folder",
+            ) from error  # fmt: skip
+        yield
+
+
+def log_to(store: Store) -> None:
+    """Also write what the console shows to logs/demo.log in the store."""
+    root = logging.getLogger("tubelet")
+    (store.root / "logs").mkdir(exist_ok=True)
+    handler = logging.FileHandler(store.root / "logs" / "demo.log")
+    handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s"))
+    root.addHandler(handler)

@@ -1,0 +1,89 @@
+"""What the encoder knows: probes against baselines, and one page about it."""
+
+from typing import Any
+
+import dagster as dg
+
+from assets.bodies import Plan, Task, blocking, carry_out
+from assets.curation import target_videos
+from assets.partitions import SIMULATED_EPISODES, recipes
+from assets.pretraining import cooled_encoder, pretrained_encoder
+from assets.resources import StoreResource
+from assets.robot_data import robot_episodes
+from pipelines.checks import Check
+from pipelines.recipes import load_recipe
+from pipelines.store import Artefact, Store
+
+OWNERS = ["team:research"]
+
+
+class ProbeConfig(dg.Config):
+    """`episode_source` is the partition of robot_episodes whose frames are probed."""
+
+    episode_source: str = SIMULATED_EPISODES
+
+
+def plan_probe_results(store: Store, recipe_name: str, config: ProbeConfig) -> Plan:
+    recipe = load_recipe(recipe_name)
+    encoder = store.current("cooled_encoder", recipe_name)
+    episodes = store.current("robot_episodes", config.episode_source)
+    targets = store.current("target_videos")
+
+    def build(task: Task) -> dict[str, Any]:
+        from pipelines.evaluation import probes
+
+        return probes.build_probes(
+            task.folder, encoder.path, episodes.path, targets.path, recipe=recipe, progress=task.progress
+        )
+
+    def check(artefact: Artefact) -> dict[str, Check]:
+        from pipelines.evaluation import probes
+
+        return probes.check_probes(artefact.path)
+
+    identity = {"seed": recipe.seed, "probes": recipe.resolved()["probes"]}
+    return Plan(
+        "probe_results", build, check, inputs=[encoder, episodes, targets], config=identity, partition=recipe_name,
+        highlights=("frame_r2", "frame_r2_random", "gain"),
+    )  # fmt: skip
+
+
+@dg.asset(
+    deps=[cooled_encoder, dg.AssetDep(robot_episodes, partition_mapping=dg.AllPartitionMapping()), target_videos],
+    partitions_def=recipes, group_name="evaluation", owners=OWNERS, kinds={"pytorch", "scikitlearn"}, code_version="1",
+    check_specs=blocking("probe_results", "finite"),
+)  # fmt: skip
+def probe_results(context: dg.AssetExecutionContext, config: ProbeConfig, storage: StoreResource) -> dg.MaterializeResult:
+    """Linear and attentive probes on the frozen encoder, each beside a random encoder, raw pixels and a single frame."""
+    return carry_out(context, storage, lambda store: plan_probe_results(store, context.partition_key, config))
+
+
+class EncoderReportConfig(dg.Config):
+    pass
+
+
+def plan_encoder_report(store: Store, recipe_name: str, config: EncoderReportConfig) -> Plan:
+    parents = [store.current(asset, recipe_name) for asset in ("pretrained_encoder", "cooled_encoder", "probe_results")]
+
+    def build(task: Task) -> dict[str, Any]:
+        from pipelines.evaluation import encoder_report as page
+
+        return page.build_encoder_report(task.folder, *(parent.path for parent in parents))
+
+    def check(artefact: Artefact) -> dict[str, Check]:
+        from pipelines.evaluation import encoder_report as page
+
+        return page.check_encoder_report(artefact.path)
+
+    return Plan("encoder_report", build, check, inputs=parents, partition=recipe_name)
+
+
+@dg.asset(
+    deps=[pretrained_encoder, cooled_encoder, probe_results], partitions_def=recipes, group_name="evaluation", owners=OWNERS,
+    kinds={"html"}, code_version="1", check_specs=blocking("encoder_report", "complete"),
+)  # fmt: skip
+def encoder_report(
+    context: dg.AssetExecutionContext, config: EncoderReportConfig, storage: StoreResource
+) -> dg.MaterializeResult:
+    """One page on the encoder: loss and health over training, its verdict, and the probes against their baselines."""
+    return carry_out(context, storage, lambda store: plan_encoder_report(store, context.partition_key, config))

@@ -1,0 +1,104 @@
+"""Self-supervised pretraining of the encoder: warm-up and constant phase, then the cooldown."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from assets.bodies import Plan, Task, blocking, carry_out
+from assets.launchers import TrainLauncher
+from assets.partitions import recipes
+from assets.resources import StoreResource
+from assets.shards import training_shards
+from pipelines.checks import Check
+from pipelines.recipes import load_recipe
+from pipelines.store import Artefact, Store, write_atomic
+
+OWNERS = ["team:research"]
+POOL = "trainer"
+RETRY = dg.RetryPolicy(max_retries=1, delay=5)
+
+
+class PretrainConfig(dg.Config):
+    """`threads` is the CPU threads of each rank; it does not change what is learned from which data."""
+
+    threads: int = 1
+
+
+def _plan(
+    store: Store, asset: str, phase: str, recipe_name: str, config: PretrainConfig, parents: list[Artefact]
+) -> Plan:
+    recipe = load_recipe(recipe_name)
+    shards = store.current("training_shards")
+    settings = recipe.resolved()
+    pretraining = dict(settings["pretraining"])
+    if phase == "pretrain":
+        # A change of the cooldown must not retrain what came before it.
+        del pretraining["cooldown"]
+    identity = {"seed": recipe.seed, **{part: settings[part] for part in ("encoder", "predictor")}, "pretraining": pretraining}
+
+    def build(task: Task) -> dict[str, Any]:
+        from pipelines.pretraining import run
+        from pipelines.training import launcher
+
+        task.work_folder.mkdir(parents=True, exist_ok=True)
+        spec = task.work_folder / "spec.json"
+        content = {
+            "recipe": settings, "phase": phase, "shards_folder": str(shards.path), "work_folder": str(task.work_folder),
+            "init_from": str(parents[0].path) if parents else None, "threads": config.threads,
+        }  # fmt: skip
+        write_atomic(spec, json.dumps(content, indent=1))
+        jobs = launcher.distributed_jobs("pipelines.pretraining.run", ["--spec", str(spec)], recipe.pretraining.ranks)
+        task.train(jobs, done=[result_folder(task.work_folder) / "DONE.json"])
+        return run.build_pretrained(task.folder, task.work_folder)
+
+    def check(artefact: Artefact) -> dict[str, Check]:
+        from pipelines.pretraining import run
+
+        return run.check_pretrained(artefact.path)
+
+    return Plan(
+        asset, build, check, inputs=[shards, *parents], config=identity, partition=recipe_name,
+        highlights=("steps", "loss", "rank_me", "health"),
+    )  # fmt: skip
+
+
+def result_folder(work_folder: Path) -> Path:
+    return work_folder / "result"
+
+
+def plan_pretrained_encoder(store: Store, recipe: str, config: PretrainConfig) -> Plan:
+    return _plan(store, "pretrained_encoder", "pretrain", recipe, config, [])
+
+
+def plan_cooled_encoder(store: Store, recipe: str, config: PretrainConfig) -> Plan:
+    return _plan(store, "cooled_encoder", "cooldown", recipe, config, [store.current("pretrained_encoder", recipe)])
+
+
+@dg.asset(
+    deps=[training_shards], partitions_def=recipes, group_name="pretraining", owners=OWNERS, kinds={"pytorch", "deepspeed"},
+    code_version="1", pool=POOL, retry_policy=RETRY, check_specs=blocking("pretrained_encoder", "finite", "not_collapsed"),
+)  # fmt: skip
+def pretrained_encoder(
+    context: dg.AssetExecutionContext, config: PretrainConfig, storage: StoreResource, trainer: TrainLauncher
+) -> dg.MaterializeResult:
+    """The video encoder after warm-up and the constant phase: predicts hidden parts of clips in its own feature space.
+
+    Trained out of process with DeepSpeed; an interrupted training goes on from its newest whole checkpoint.
+    """
+    return carry_out(
+        context, storage, lambda store: plan_pretrained_encoder(store, context.partition_key, config), trainer
+    )
+
+
+@dg.asset(
+    deps=[training_shards, pretrained_encoder], partitions_def=recipes, group_name="pretraining", owners=OWNERS,
+    kinds={"pytorch", "deepspeed"}, code_version="1", pool=POOL, retry_policy=RETRY,
+    check_specs=blocking("cooled_encoder", "finite", "not_collapsed"),
+)  # fmt: skip
+def cooled_encoder(
+    context: dg.AssetExecutionContext, config: PretrainConfig, storage: StoreResource, trainer: TrainLauncher
+) -> dg.MaterializeResult:
+    """The encoder after the cooldown: learning rate annealed, larger pictures and more frames. This one is used."""
+    return carry_out(context, storage, lambda store: plan_cooled_encoder(store, context.partition_key, config), trainer)

@@ -1,0 +1,47 @@
+"""The training set as WebDataset shards."""
+
+from typing import Any
+
+import dagster as dg
+
+from assets.bodies import Plan, Task, blocking, carry_out
+from assets.curation import curated_clips, distinct_clips
+from assets.resources import StoreResource
+from pipelines.checks import Check
+from pipelines.store import Artefact, Store
+
+
+class ShardsConfig(dg.Config):
+    workers: int = 2
+
+
+def plan_training_shards(store: Store, config: ShardsConfig) -> Plan:
+    distinct, selection = store.current("distinct_clips"), store.current("curated_clips")
+
+    def build(task: Task) -> dict[str, Any]:
+        from pipelines.shards import writer
+
+        return writer.build_shards(
+            task.folder, distinct.path, selection.path, workers=config.workers, progress=task.progress
+        )
+
+    def check(artefact: Artefact) -> dict[str, Check]:
+        from pipelines.shards import writer
+
+        return writer.check_shards(artefact.path)
+
+    return Plan(
+        "training_shards", build, check, inputs=[distinct, selection], highlights=("clips", "shards", "megabytes"),
+    )  # fmt: skip
+
+
+@dg.asset(
+    deps=[distinct_clips, curated_clips], group_name="curation", owners=["team:data"], kinds={"webdataset", "parquet"},
+    code_version="1", check_specs=blocking("training_shards", "not_empty"),
+)  # fmt: skip
+def training_shards(context: dg.AssetExecutionContext, config: ShardsConfig, storage: StoreResource) -> dg.MaterializeResult:
+    """The selected clips as WebDataset tars that any reader of that format opens, with a Parquet index.
+
+    The index carries each clip's weight and its seconds in the source video: what a checkpoint was trained on is read here.
+    """
+    return carry_out(context, storage, lambda store: plan_training_shards(store, config))
