@@ -1,0 +1,1 @@
+"""The world model in use: planners, control loop, safety gate, robots, bundles, the agent and their evaluation (floor 3)."""
