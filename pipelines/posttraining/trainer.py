@@ -1,0 +1,170 @@
+"""One predictor being trained: its updates are pure functions of (seed, step), so a resumed run is the same run."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.action_predictor import ActionConditionedPredictor, ActionPredictorConfig
+from models.encoder import EncoderConfig
+from pipelines.errors import TrainingError
+from pipelines.identity import stable_seed
+from pipelines.posttraining.features import FrameFeatures
+from pipelines.posttraining.objective import one_step_loss, sequence_losses
+from pipelines.recipes import PosttrainRecipe
+from pipelines.training.schedule import learning_rate
+
+Optimizer = Literal["adamw", "muon"]
+MUON_RATE = 20.0 / 3.0
+"""Muon's learning rate as a multiple of AdamW's (0.02 beside 3e-3); higher and lower were worse at nano scale."""
+
+
+def new_predictor(recipe: PosttrainRecipe, encoder: EncoderConfig, seed: int) -> ActionConditionedPredictor:
+    """A freshly initialised predictor of the recipe's shape for this encoder; the caller's random state is untouched."""
+    config = ActionPredictorConfig(
+        embed_dim=encoder.embed_dim, predictor_embed_dim=recipe.predictor_embed_dim, depth=recipe.depth,
+        num_heads=recipe.num_heads, img_size=(recipe.height, recipe.width), patch_size=encoder.patch_size,
+        tubelet_size=encoder.tubelet_size, rope_layout=encoder.rope_layout, residual=recipe.residual,
+        init_std=recipe.init_std, action_scale=recipe.action_scale, state_center=recipe.state_center,
+        state_scale=recipe.state_scale,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stable_seed("predictor", seed))
+        return ActionConditionedPredictor(config)
+
+
+def optimizers(
+    predictor: ActionConditionedPredictor, recipe: PosttrainRecipe, kind: Optimizer
+) -> list[tuple[torch.optim.Optimizer, float]]:
+    """Optimizers, each with the factor on the scheduled learning rate.
+
+    adamw is the paper's: decay on matrices only. muon gives the blocks' matrices orthogonalised momentum updates and
+    leaves the rest to AdamW: fewer updates until the predictor sees the action (measured in docs/findings.md).
+    """
+    named = [(name, value) for name, value in predictor.named_parameters() if "extrinsics" not in name]
+    matrices = [value for name, value in named if value.ndim > 1 and "blocks" in name]
+    others = [value for name, value in named if value.ndim > 1 and "blocks" not in name]
+    vectors = [value for _, value in named if value.ndim <= 1]
+    if kind == "adamw":
+        others, matrices = others + matrices, []
+    groups = [{"params": others, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    made: list[tuple[torch.optim.Optimizer, float]] = [(torch.optim.AdamW(groups, fused=True), 1.0)]
+    if matrices:
+        made.append((torch.optim.Muon(matrices, weight_decay=0.0), MUON_RATE))
+    return made
+
+
+@dataclass
+class Trainer:
+    """State of one training. `step` counts finished updates; `update` does the next one.
+
+    The first `one_step_share` of the updates sees single transitions; the rest sees `sequence` frames with teacher
+    forcing and a rollout of `rollout` steps, on as many predicted frames per update.
+    """
+
+    recipe: PosttrainRecipe
+    features: FrameFeatures
+    episodes: Sequence[int]
+    predictor: ActionConditionedPredictor
+    seed: int
+    kind: Optimizer = "adamw"
+    step: int = 0
+    _optimizers: list[tuple[torch.optim.Optimizer, float]] = field(init=False)
+    _windows: dict[int, Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._optimizers = optimizers(self.predictor, self.recipe, self.kind)
+        self._windows = {frames: self.features.windows(self.episodes, frames) for frames in (2, self.recipe.sequence)}
+        for frames, windows in self._windows.items():
+            if not len(windows) and (frames == 2 or self.recipe.one_step_share < 1.0):
+                raise TrainingError(
+                    "no training episode is long enough", expected=f"at least {frames} frames", found="shorter episodes",
+                    remedy="record longer episodes, or set posttraining.one_step_share to 1",
+                )  # fmt: skip
+
+    def update(self) -> dict[str, float]:
+        """One optimizer step; returns its losses and learning rate. Raises TrainingError when the loss is not finite."""
+        recipe, number = self.recipe, self.step + 1
+        rate = learning_rate(recipe.learning_rate, number, recipe.steps)
+        random = np.random.default_rng(stable_seed("posttraining", self.seed, number))
+        one_step = number <= math.ceil(recipe.one_step_share * recipe.steps)
+        loss, parts = self._one_step(random) if one_step else self._sequence(random)
+        for optimizer, factor in self._optimizers:
+            optimizer.zero_grad(set_to_none=True)
+            for group in optimizer.param_groups:
+                group["lr"] = rate * factor
+        if not bool(torch.isfinite(loss)):
+            raise TrainingError(
+                f"post-training diverged at step {number}", expected="a finite loss", found=str(loss.item()),
+                remedy="lower posttraining.learning_rate",
+            )  # fmt: skip
+        loss.backward()
+        for optimizer, _ in self._optimizers:
+            optimizer.step()
+        self.step = number
+        return {**parts, "learning_rate": rate}
+
+    def _draw(self, random: np.random.Generator, frames: int, batch: int) -> Tensor:
+        """(batch, frames) indices of consecutive frames, drawn with replacement."""
+        windows = self._windows[frames]
+        firsts = windows[torch.from_numpy(random.integers(0, len(windows), batch))]
+        return firsts[:, None] + torch.arange(frames)
+
+    def _one_step(self, random: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+        now, after = self._draw(random, 2, self.recipe.batch).unbind(1)
+        data = self.features
+        loss = one_step_loss(
+            self.predictor, data.tokens[now].float(), data.actions[now], data.poses[now], data.tokens[after].float()
+        )
+        return loss, {"loss": loss.item()}
+
+    def _sequence(self, random: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+        frames = self.recipe.sequence
+        rows = self._draw(random, frames, max(1, self.recipe.batch // (frames - 1)))
+        data = self.features
+        forced, rolled = sequence_losses(
+            self.predictor, data.tokens[rows].float(), data.actions[rows[:, :-1]], data.poses[rows],
+            min(self.recipe.rollout, frames - 1),
+        )  # fmt: skip
+        return forced + rolled, {"loss": forced.item(), "rollout_loss": rolled.item()}
+
+    def save(self, folder: Path) -> None:
+        """Write the newest checkpoint; the one before stays until the next is whole."""
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {
+            "step": self.step, "kind": self.kind, "predictor": self.predictor.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer, _ in self._optimizers],
+        }  # fmt: skip
+        draft = folder / ".draft.pt"
+        torch.save(state, draft)
+        digest = hashlib.sha256(draft.read_bytes()).hexdigest()[:16]
+        final = folder / f"step-{self.step:07d}-{digest}.pt"
+        with open(draft, "rb") as handle:
+            os.fsync(handle.fileno())
+        draft.replace(final)
+        for old in sorted(folder.glob("step-*.pt"))[:-2]:
+            old.unlink()
+
+    def resume(self, folder: Path) -> bool:
+        """Go on from the newest checkpoint whose bytes agree with its name; False when there is none."""
+        for path in sorted(folder.glob("step-*.pt"), reverse=True):
+            if hashlib.sha256(path.read_bytes()).hexdigest()[:16] != path.stem.rsplit("-", 1)[1]:
+                continue
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            if state["kind"] != self.kind:
+                continue
+            self.predictor.load_state_dict(state["predictor"])
+            for (optimizer, _), saved in zip(self._optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+            self.step = state["step"]
+            return True
+        return False
