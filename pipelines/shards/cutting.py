@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ import pydantic
 from pipelines.errors import Reject
 from pipelines.shards.decode import packet_times
 from pipelines.video.encode import ffmpeg_binary
+
+EARLY_S = (0.0, 5.0, math.inf)  # how long before a clip each attempt starts to decode; infinity: at the beginning
 
 
 class ShardConfig(pydantic.BaseModel):
@@ -56,16 +59,16 @@ class CutFailure:
 def cut_clip(clip: dict[str, Any], target: Path, config: ShardConfig) -> CutClip | CutFailure:
     """Cut one row of the `clips` table to the temporary file `target` and read it back; never raises for a bad source.
 
-    The frames kept are those with start_pts <= pts < end_pts. First by seeking; if their number is not `clip["frames"]`
-    (containers whose seeking is inexact), once more by decoding from the start of the file.
+    The frames kept are those with start_pts <= pts < end_pts. First by seeking to the start; if their number is not
+    `clip["frames"]` (containers such as mpegts seek inexactly), from some seconds before, then from the file's beginning.
     """
     failure = CutFailure(Reject.UNREADABLE, f"{clip['path']} is not there", 0)
     if not Path(clip["path"]).is_file():
         return failure
-    for attempt, seek in enumerate((True, False), start=1):
+    for attempt, early_s in enumerate(EARLY_S, start=1):
         try:
             done = subprocess.run(
-                _command(clip, target, config, seek=seek), stdin=subprocess.DEVNULL, capture_output=True, timeout=config.cut_timeout_s,
+                _command(clip, target, config, early_s), stdin=subprocess.DEVNULL, capture_output=True, timeout=config.cut_timeout_s,
                 check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
@@ -100,18 +103,19 @@ def longest_gop(keyframes: list[bool]) -> int:
     return max((after - before for before, after in itertools.pairwise(starts)), default=len(keyframes))
 
 
-def _command(clip: dict[str, Any], target: Path, config: ShardConfig, *, seek: bool) -> list[str]:
+def _command(clip: dict[str, Any], target: Path, config: ShardConfig, early_s: float) -> list[str]:
     """The ffmpeg command line. Source timestamps are kept (`copyts`) so that `trim` selects frames by the source's own pts."""
     numerator, denominator = clip["time_base_num"], clip["time_base_den"]
     tick = numerator / denominator
     options: dict[str, Any] = {"threads": 1, "copyts": None}
-    if seek:
-        options |= {"seek_timestamp": 1, "ss": f"{clip['start_pts'] * tick:.6f}", "noaccurate_seek": None}
+    seek_s = clip["start_pts"] * tick - early_s
+    if math.isfinite(seek_s):
+        options |= {"seek_timestamp": 1, "ss": f"{seek_s:.6f}", "noaccurate_seek": None}
     shrink = f"min(1,{config.short_side}/min(iw*sar,ih))"
     # Half a tick early on both sides: `trim` takes decimal seconds, and no frame lies between two ticks.
     stream = (
-        ffmpeg.input(clip["path"], **options)
-        .video.filter("trim", start=f"{(clip['start_pts'] - 0.5) * tick:.7f}", end=f"{(clip['end_pts'] - 0.5) * tick:.7f}")
+        ffmpeg.input(clip["path"], **options)["V:0"]  # the first moving picture: cover art is no video
+        .filter("trim", start=f"{(clip['start_pts'] - 0.5) * tick:.7f}", end=f"{(clip['end_pts'] - 0.5) * tick:.7f}")
         .filter("setpts", "PTS-STARTPTS")
         .filter(
             "scale", w=f"max(2,trunc(iw*sar*{shrink}/2+0.001)*2)", h=f"max(2,trunc(ih*{shrink}/2+0.001)*2)",

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import webdataset
 
 from pipelines import schemas
-from pipelines.shards.cutting import ShardConfig, longest_gop
+from pipelines.shards.cutting import CutClip, ShardConfig, cut_clip, longest_gop
 from pipelines.shards.decode import decode_clip, packet_times
 from pipelines.shards.index import ShardError, ShardIndex
 from pipelines.shards.verify import verify_shards
 from pipelines.shards.writer import build_shards, check_shards
+from pipelines.video.encode import ffmpeg_binary
 
 
 def quiet(*_: object) -> None:
@@ -49,6 +52,26 @@ def test_a_cut_clip_holds_exactly_the_frames_of_its_span(made_clips: Path, made_
         np.testing.assert_allclose(levels, 20 + 3 * (first + np.arange(clip["frames"])), atol=1.4)  # 3 grey levels a frame
         np.testing.assert_allclose(decoded.times_s, np.arange(clip["frames"]) / clip["frame_rate"], atol=1e-4)
         assert (decoded.height, decoded.width) == (32, 42)
+
+
+@pytest.mark.parametrize("container", ["ts", "mkv"])
+def test_containers_with_coarse_clocks_or_inexact_seeking_are_cut_exactly(made_clips: Path, tmp_path: Path, container: str) -> None:
+    path = tmp_path / f"b.{container}"
+    subprocess.run([ffmpeg_binary(), "-loglevel", "error", "-i", made_clips / "b.mp4", "-c", "copy", path], check=True)
+    with av.open(str(path)) as source:
+        base = source.streams.video[0].time_base
+        assert base is not None
+        pts = sorted(packet.pts for packet in source.demux(video=0) if packet.pts is not None)
+    clip = {
+        "clip_id": "x", "path": str(path), "start_pts": pts[47], "end_pts": pts[70], "time_base_num": base.numerator,
+        "time_base_den": base.denominator, "frames": 23,
+    }  # fmt: skip
+    cut = cut_clip(clip, tmp_path / "cut.mp4", ShardConfig())
+    assert isinstance(cut, CutClip), cut
+    decoded = decode_clip(cut.data)
+    levels = [decoded.frame(number).mean() for number in range(23)]
+    np.testing.assert_allclose(levels, 20 + 3 * np.arange(47, 70), atol=1.4)
+    np.testing.assert_allclose(decoded.times_s, np.arange(23) / 25, atol=2e-3)
 
 
 def test_training_form_bounds_key_frame_distance_and_has_no_reordering(made_shards: Path) -> None:
