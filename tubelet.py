@@ -55,22 +55,27 @@ def build_app():  # type: ignore[no-untyped-def]
         """End runs whose process is gone, and free what they hold."""
         enter(store)
         from assets.reconcile import reconcile_store
+        from assets.resources import store_root
+        from pipelines.store import Store
 
-        raise typer.Exit(reconcile_store())
+        raise typer.Exit(reconcile_store(Store.open(store_root(), create=False)))
 
     @app.command()
     def lineage(
-        asset: str = typer.Argument("robot_deployment", help="An asset of the graph."),
-        partition: str = typer.Option("", "--partition", help="Its partition; default the only or the first one."),
+        name: str = typer.Argument("robot_deployment[sim]", help="asset, asset[partition], or the start of a digest."),
         store: Path | None = store_option,
     ) -> None:
         """Print what an artefact was made from, down to seconds of source video, from files alone."""
         enter(store)
         from assets.resources import store_root
-        from pipelines.lineage import ledger
+        from pipelines.lineage.ledger import find, render_text, source_seconds, trace
+        from pipelines.lineage.render import seconds_text
         from pipelines.store import Store
 
-        typer.echo(ledger.describe(Store.open(store_root(), create=False), asset, partition or None))
+        opened = Store.open(store_root(), create=False)
+        artefact = find(opened, name)
+        typer.echo(render_text(trace(opened, artefact)))
+        typer.echo(seconds_text(source_seconds(opened, artefact)))
 
     @app.command()
     def report(

@@ -8,7 +8,7 @@ import dagster as dg
 
 from assets.builtin import ensure_sources
 from assets.partitions import SIMULATED_EPISODES, add_keys, episode_sources, ingest_batches
-from assets.reconcile import reconcile_runs
+from assets.reconcile import clear_leases, reconcile_runs
 from assets.resources import StoreResource
 from pipelines.curation import sources
 from pipelines.store import Store
@@ -88,9 +88,9 @@ def failed_runs(context: dg.RunFailureSensorContext, storage: StoreResource) -> 
 
 @dg.sensor(minimum_interval_seconds=60, default_status=dg.DefaultSensorStatus.STOPPED)
 def lost_runs(context: dg.SensorEvaluationContext, storage: StoreResource) -> dg.SkipReason:
-    """Ends runs whose process is gone (killed, reboot): marks them failed and frees their slots."""
-    ended = reconcile_runs(context.instance)
-    return dg.SkipReason(f"ended {len(ended)} lost runs: {', '.join(ended)}" if ended else "no lost runs")
+    """Ends runs whose process is gone (killed, reboot): marks them failed, frees their slots, clears their leases."""
+    ended, folders = reconcile_runs(context.instance), clear_leases(storage.open())
+    return dg.SkipReason(f"ended {len(ended)} lost runs, cleared {len(folders)} leases {' '.join(ended + folders)}".strip())
 
 
 SCHEDULES = [weekly_recuration]

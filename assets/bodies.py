@@ -82,8 +82,13 @@ class Plan:
 
 
 def blocking(asset: str, *names: str) -> list[dg.AssetCheckSpec]:
-    """Specs of the checks an asset reports itself; a failed one stops the run before the next stage."""
+    """Specs of checks an asset reports itself; a failed one keeps the artefact from being used and stops the run."""
     return [dg.AssetCheckSpec(name, asset=asset, blocking=True) for name in names]
+
+
+def advisory(asset: str, *names: str) -> list[dg.AssetCheckSpec]:
+    """Specs of checks on how good a result is: a failed one is a warning, and the result is there to be looked at."""
+    return [dg.AssetCheckSpec(name, asset=asset, blocking=False) for name in names]
 
 
 def carry_out(
@@ -102,8 +107,8 @@ def carry_out(
         made = plan(store)
         artefact = _produce(context, store, made, trainer)
         checks = made.check(artefact)
-        _insist_on_declared(context, made.key, checks)
-        if not failed(checks):
+        gates = _insist_on_declared(context, made.key, checks)
+        if not failed({name: check for name, check in checks.items() if name in gates}):
             store.accept(artefact, {name: check.to_dict() for name, check in checks.items()})
             if made.publish is not None:
                 made.publish(artefact)
@@ -115,7 +120,7 @@ def carry_out(
     return dg.MaterializeResult(
         metadata=metadata_of(artefact),
         data_version=dg.DataVersion(artefact.digest),
-        check_results=[_check_result(name, check) for name, check in checks.items()],
+        check_results=[_check_result(name, check, name in gates) for name, check in checks.items()],
     )
 
 
@@ -171,20 +176,25 @@ def _progress(context: dg.AssetExecutionContext, key: str) -> Iterator[Callable[
             watcher.join()
 
 
-def _insist_on_declared(context: dg.AssetExecutionContext, key: str, checks: dict[str, Check]) -> None:
+def _insist_on_declared(context: dg.AssetExecutionContext, key: str, checks: dict[str, Check]) -> set[str]:
+    """Names of the blocking checks; raises when what was reported is not what was declared."""
     declared = {spec.name for spec in context.assets_def.check_specs}
     if declared != set(checks):
         raise StoreError(
             f"{key} reported other checks than it declares", expected=", ".join(sorted(declared)),
             found=", ".join(sorted(checks)), remedy="name the same checks in assets/ and in the stage's check function",
         )  # fmt: skip
+    return {spec.name for spec in context.assets_def.check_specs if spec.blocking}
 
 
-def _check_result(name: str, check: Check) -> dg.AssetCheckResult:
+def _check_result(name: str, check: Check, blocks: bool) -> dg.AssetCheckResult:
     metadata = {"expected": check.expected, "found": check.found}
     if check.remedy:
         metadata["remedy"] = check.remedy
-    return dg.AssetCheckResult(check_name=name, passed=check.passed, metadata=metadata, description=check.found)
+    severity = dg.AssetCheckSeverity.ERROR if blocks else dg.AssetCheckSeverity.WARN
+    return dg.AssetCheckResult(
+        check_name=name, passed=check.passed, metadata=metadata, description=check.found, severity=severity
+    )
 
 
 def metadata_of(artefact: Artefact) -> dict[str, Any]:

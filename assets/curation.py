@@ -18,8 +18,11 @@ OWNERS = ["team:data"]
 
 
 class ClipsConfig(dg.Config):
-    """A scene is cut where content changes by more than `threshold`; clips are between the two lengths, in seconds."""
+    """Clips are between the two lengths (s); a scene is cut where content changes by more than `threshold` neighbours."""
 
+    threshold: float = 3.0
+    min_clip_s: float = 1.0
+    max_clip_s: float = 6.0
     workers: int = 2
 
 
@@ -27,7 +30,7 @@ def plan_clips(store: Store, batch: str, config: ClipsConfig) -> Plan:
     from pipelines.curation import scenes
 
     source = store.current("videos", batch)
-    settings = scenes.SceneConfig()
+    settings = scenes.SceneConfig(**config.model_dump(exclude={"workers"}))
 
     def build(task: Task) -> dict[str, Any]:
         return scenes.build_clips(
@@ -36,7 +39,7 @@ def plan_clips(store: Store, batch: str, config: ClipsConfig) -> Plan:
 
     return Plan(
         "clips", build, lambda artefact: scenes.check_clips(artefact.path), inputs=[source], partition=batch,
-        config=settings.model_dump(mode="json"), highlights=("clips", "rejected", "seconds"),
+        config=settings.model_dump(mode="json"), highlights=("clips", "rejected", "clip_seconds"),
     )  # fmt: skip
 
 
@@ -53,24 +56,26 @@ def clips(context: dg.AssetExecutionContext, config: ClipsConfig, storage: Store
 
 
 class EmbeddingConfig(dg.Config):
-    workers: int = 2
+    """CPU threads of the image encoder. Part of the identity: other thread counts may differ in the last bit."""
+
+    threads: int = 2
 
 
 def plan_clip_embeddings(store: Store, batch: str, config: EmbeddingConfig) -> Plan:
-    source = store.current("clips", batch)
+    return _plan_embeddings("clip_embeddings", store.current("clips", batch), batch, config)
+
+
+def _plan_embeddings(asset: str, source: Artefact, partition: str | None, config: EmbeddingConfig) -> Plan:
+    from pipelines.curation import embedding
+
+    settings = embedding.EmbeddingSettings(threads=config.threads)
 
     def build(task: Task) -> dict[str, Any]:
-        from pipelines.curation import embedding
-
-        return embedding.build_embeddings(task.folder, source.path, progress=task.progress)
-
-    def check(artefact: Artefact) -> dict[str, Check]:
-        from pipelines.curation import embedding
-
-        return embedding.check_embeddings(artefact.path)
+        return embedding.build_embeddings(task.folder, source.path, config=settings, progress=task.progress)
 
     return Plan(
-        "clip_embeddings", build, check, inputs=[source], partition=batch, highlights=("clips", "dimensions"),
+        asset, build, lambda artefact: embedding.check_embeddings(artefact.path), inputs=[source], partition=partition,
+        config=settings.model_dump(), highlights=("clips", "dimensions"),
     )  # fmt: skip
 
 
@@ -132,19 +137,7 @@ def target_videos(context: dg.AssetExecutionContext, config: TargetsConfig, stor
 
 
 def plan_target_embeddings(store: Store, config: EmbeddingConfig) -> Plan:
-    source = store.current("target_videos")
-
-    def build(task: Task) -> dict[str, Any]:
-        from pipelines.curation import embedding
-
-        return embedding.build_embeddings(task.folder, source.path, progress=task.progress)
-
-    def check(artefact: Artefact) -> dict[str, Check]:
-        from pipelines.curation import embedding
-
-        return embedding.check_embeddings(artefact.path)
-
-    return Plan("target_embeddings", build, check, inputs=[source], highlights=("clips", "dimensions"))
+    return _plan_embeddings("target_embeddings", store.current("target_videos"), None, config)
 
 
 @dg.asset(

@@ -59,8 +59,9 @@ class TrainLauncher(dg.ConfigurableResource):
             # One session, one speaker: a second process reporting into it breaks the run.
             first = replace(first, env={**first.env, **session.get_bootstrap_env_vars()})
             codes = launcher.launch(
-                [first, *others], cwd=REPOSITORY, work_folder=work_folder, on_line=speak, grace_s=self.grace_s
-            )
+                [first, *others], cwd=REPOSITORY, work_folder=work_folder, on_line=speak, grace_s=self.grace_s,
+                run_id=context.run_id,
+            )  # fmt: skip
         self._judge(context, codes, done, work_folder)
 
     def _judge(
@@ -77,8 +78,7 @@ class TrainLauncher(dg.ConfigurableResource):
             found=f"exit codes {list(codes)}" + (f", missing {', '.join(missing)}" if missing else ""),
             remedy=f"read the lines above; the newest checkpoint is kept in {work_folder} and the next attempt goes on from it",
         )
-        permanent = getattr(launcher, "PERMANENT_EXIT_CODES", frozenset({2, 3}))
-        failure.may_retry = not any(code in permanent for code in codes)
+        failure.may_retry = not any(code in launcher.PERMANENT_EXIT_CODES for code in codes)
         raise failure
 
 

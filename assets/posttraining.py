@@ -31,7 +31,6 @@ def plan_world_model(store: Store, recipe_name: str, config: PosttrainConfig) ->
 
     def build(task: Task) -> dict[str, Any]:
         from pipelines.posttraining import run
-
         from pipelines.training import launcher
 
         jobs, done = [], []
@@ -56,14 +55,14 @@ def plan_world_model(store: Store, recipe_name: str, config: PosttrainConfig) ->
     identity = {"seed": recipe.seed, "encoder": settings["encoder"], "posttraining": settings["posttraining"]}
     return Plan(
         "world_model", build, check, inputs=[encoder, episodes], config=identity, partition=recipe_name,
-        highlights=("steps", "loss_true", "loss_zero", "loss_shuffled"),
+        highlights=("steps", "loss_true", "true_over_zero", "true_over_shuffled"),
     )  # fmt: skip
 
 
 @dg.asset(
     deps=[cooled_encoder, dg.AssetDep(robot_episodes, partition_mapping=dg.AllPartitionMapping())],
     partitions_def=recipes, group_name="robot", owners=["team:robotics"], kinds={"pytorch"}, code_version="1", pool=POOL,
-    retry_policy=RETRY, check_specs=blocking("world_model", "finite"),
+    retry_policy=RETRY, check_specs=blocking("world_model", "finite", "uses_actions"),
 )  # fmt: skip
 def world_model(
     context: dg.AssetExecutionContext, config: PosttrainConfig, storage: StoreResource, trainer: TrainLauncher

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import dagster as dg
 
+from pipelines.store import Store
+
 logger = logging.getLogger("tubelet.reconcile")
 ALIVE_STATES = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
 START_TOLERANCE = timedelta(seconds=2)
@@ -70,9 +72,21 @@ def _answers(pid: int) -> bool:
     return True
 
 
-def reconcile_store() -> int:
-    """`tubelet reconcile`: end lost runs of the store and of the trainers' leases, and say which."""
+def clear_leases(store: Store) -> list[str]:
+    """Take away the leases of trainings whose supervisor is gone; returns their folders."""
+    from pipelines.training import launcher
+
+    lost = launcher.reconcile(store.root)
+    for lease in lost:
+        launcher.clear(lease)
+    return [lease.folder for lease in lost]
+
+
+def reconcile_store(store: Store) -> int:
+    """`tubelet reconcile`: end lost runs, clear lost leases, and say which."""
     with dg.DagsterInstance.get() as instance:
         ended = reconcile_runs(instance)
+    folders = clear_leases(store)
     logger.info("ended %d lost runs%s", len(ended), ": " + ", ".join(ended) if ended else "")
+    logger.info("cleared %d lost leases%s", len(folders), ": " + ", ".join(folders) if folders else "")
     return 0

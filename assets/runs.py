@@ -151,8 +151,10 @@ class Runner:
                 asset_selection=[dg.AssetKey(asset) for asset in assets], raise_on_error=False,
             )  # fmt: skip
         except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError) as error:
-            raise RunInterrupted(f"stopped during {run.job}[{run.partition}]", remedy="run make demo again to go on") from error
+            raise _interrupted(run) from error
         if not result.success:
+            if any(was_interrupted(event) for event in result.all_events):
+                raise _interrupted(run)
             raise RunFailed(
                 f"run {run.job}[{run.partition}] failed", found="\n".join(failures(result.all_events)),
                 remedy="mend the cause and run make demo again; what was finished is kept",
@@ -161,6 +163,24 @@ class Runner:
     def _own_partition(self, asset: str, partition: str) -> str | None:
         node = self.definitions.resolve_asset_graph().get(dg.AssetKey(asset))
         return partition if node.is_partitioned else None
+
+
+def _interrupted(run: Run) -> RunInterrupted:
+    return RunInterrupted(
+        f"stopped during {run.job}[{run.partition}]", remedy="run make demo again to go on; what was finished is kept"
+    )
+
+
+def was_interrupted(event: dg.DagsterEvent) -> bool:
+    """Whether a step ended because a person or the system asked the process to end."""
+    if not event.is_step_failure:
+        return False
+    error = event.step_failure_data.error
+    while error is not None:
+        if error.cls_name in {"DagsterExecutionInterruptedError", "KeyboardInterrupt"}:
+            return True
+        error = error.cause
+    return False
 
 
 def failures(events: Iterable[dg.DagsterEvent]) -> list[str]:

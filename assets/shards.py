@@ -12,32 +12,40 @@ from pipelines.store import Artefact, Store
 
 
 class ShardsConfig(dg.Config):
+    """`short_side` of the stored clips in px; `max_failure_share` of the selected clips may fail to be cut."""
+
+    short_side: int = 112
+    max_failure_share: float = 0.02
     workers: int = 2
 
 
 def plan_training_shards(store: Store, config: ShardsConfig) -> Plan:
+    from pipelines.shards.cutting import ShardConfig
+
     distinct, selection = store.current("distinct_clips"), store.current("curated_clips")
+    settings = ShardConfig(**config.model_dump(exclude={"workers"}))
 
     def build(task: Task) -> dict[str, Any]:
         from pipelines.shards import writer
 
         return writer.build_shards(
-            task.folder, distinct.path, selection.path, workers=config.workers, progress=task.progress
+            task.folder, distinct.path, selection.path, config=settings, workers=config.workers, progress=task.progress
         )
 
     def check(artefact: Artefact) -> dict[str, Check]:
-        from pipelines.shards import writer
+        from pipelines.shards import verify
 
-        return writer.check_shards(artefact.path)
+        return verify.check_shards(artefact.path, artefact.summary)
 
     return Plan(
-        "training_shards", build, check, inputs=[distinct, selection], highlights=("clips", "shards", "megabytes"),
+        "training_shards", build, check, inputs=[distinct, selection], config=settings.model_dump(),
+        highlights=("clips", "shards", "bytes", "failed"),
     )  # fmt: skip
 
 
 @dg.asset(
     deps=[distinct_clips, curated_clips], group_name="curation", owners=["team:data"], kinds={"webdataset", "parquet"},
-    code_version="1", check_specs=blocking("training_shards", "not_empty"),
+    code_version="1", check_specs=blocking("training_shards", "shards_hold_what_the_index_says", "clips_were_cut"),
 )  # fmt: skip
 def training_shards(context: dg.AssetExecutionContext, config: ShardsConfig, storage: StoreResource) -> dg.MaterializeResult:
     """The selected clips as WebDataset tars that any reader of that format opens, with a Parquet index.

@@ -31,7 +31,9 @@ def _look(context: dg.AssetExecutionContext, storage: StoreResource) -> dg.DataV
 with warnings.catch_warnings():
     # The one beta part of Dagster used here; a warning at every load would hide others.
     warnings.simplefilter("ignore", dg.BetaWarning)
-    source_catalog = dg.observable_source_asset(name="source_catalog", group_name="sources", metadata={"owner": OWNERS[0]})(_look)
+    source_catalog = dg.observable_source_asset(
+        name="source_catalog", group_name="sources", description=_look.__doc__, metadata={"owner": OWNERS[0]}
+    )(_look)
 
 
 def announce(instance: dg.DagsterInstance, store: Store) -> list[str]:
@@ -60,17 +62,17 @@ def plan_videos(store: Store, batch: str, config: VideosConfig) -> Plan:
     def check(artefact: Artefact) -> dict[str, Any]:
         from pipelines.video import probe
 
-        return probe.check_videos(artefact.path, listed)
+        return probe.check_videos(artefact.path)
 
     return Plan(
         "videos", build, check, partition=batch, config={"batch": listed.digest, "timeout_s": config.timeout_s},
-        highlights=("videos", "quarantined", "seconds"),
+        highlights=("videos", "quarantined", "video_seconds"),
     )  # fmt: skip
 
 
 @dg.asset(
     deps=[source_catalog], partitions_def=ingest_batches, group_name="sources", owners=OWNERS, kinds={"ffmpeg", "parquet"},
-    code_version="1", check_specs=blocking("videos", "every_file_accounted_for", "something_decodes"),
+    code_version="1", check_specs=blocking("videos", "any_video", "decode_rate"),
 )  # fmt: skip
 def videos(context: dg.AssetExecutionContext, config: VideosConfig, storage: StoreResource) -> dg.MaterializeResult:
     """Every file of one arriving batch, probed: a row with its codec, size, length and identity, or a typed reject.

@@ -1,0 +1,41 @@
+"""The demo's page: everything on it is read from the store's files, never from a database."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import MissingArtefact
+from pipelines.report.collect import collect, digests
+from pipelines.report.page import render
+from pipelines.report.verdict import check, judge, verdict_lines
+from pipelines.store import Store, write_atomic
+
+__all__ = ["check", "collect", "is_current", "judge", "read", "verdict_lines", "write"]
+
+
+def write(store: Store, recipe: str, folder: Path) -> dict[str, Any]:
+    """Write index.html and report.json into `folder`; returns the numbers. Raises `MissingArtefact` before the chain is whole."""
+    numbers = collect(store, recipe)
+    numbers["verdict"] = judge(numbers)
+    page = render(store, numbers)
+    with store.writing():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / "index.html", page)
+        write_atomic(folder / "report.json", json.dumps(numbers, indent=1))
+    return numbers
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The numbers of a written report."""
+    path = folder / "report.json"
+    if not path.exists():
+        raise MissingArtefact(f"no report at {folder}", expected="report.json", found="none", remedy="run `make demo` first")
+    return json.loads(path.read_text())
+
+
+def is_current(store: Store, recipe: str, folder: Path) -> bool:
+    """Whether the written report is about exactly the artefacts that are current now."""
+    path = folder / "report.json"
+    return path.exists() and (folder / "index.html").exists() and json.loads(path.read_text()).get("digests") == digests(store, recipe)
