@@ -170,9 +170,9 @@ class SafetyGate:
         action[:3] = note("delta", action[:3], np.clip(action[:3], -limits.max_delta, limits.max_delta))
         action[3:6] = note("rotation", action[3:6], np.clip(action[3:6], -limits.max_rotation, limits.max_rotation))
         grip = np.clip(action[6:], -limits.max_gripper, limits.max_gripper)
-        action[6:] = note("gripper", action[6:], np.clip(pose[6] + grip, 0.0, 1.0) - pose[6])
+        action[6:] = note("gripper", action[6:], np.clip(grip, -pose[6], 1.0 - pose[6]))
         low, high = np.transpose(limits.workspace)
-        inside = np.clip(pose[:3] + action[:3], low, high) - pose[:3]
+        inside = np.clip(action[:3], low - pose[:3], high - pose[:3])
         # From just outside the way back in may be longer than a delta.
         action[:3] = note("workspace", action[:3], np.clip(inside, -limits.max_delta, limits.max_delta))
         # Shortening last keeps the target inside: the workspace is convex.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -76,8 +77,12 @@ class Planner(Protocol):
     def plan(self, world: World, problem: Problem) -> Plan: ...
 
 
-class PlannerConfig(Part):
+class PlannerConfig(Part, ABC):
     """Base of the planners: frozen, unknown keys are errors, and the configuration is what a bundle stores."""
+
+    @abstractmethod
+    def plan(self, world: World, problem: Problem) -> Plan:
+        """Decide on the command to execute now."""
 
 
 def still() -> np.ndarray:
