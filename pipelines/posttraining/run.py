@@ -59,7 +59,9 @@ class Spec:
         """Raises InputError when a field is missing or unknown."""
         try:
             values = json.loads(path.read_text())
-            folders = {name: Path(values.pop(name)) for name in ("encoder_folder", "episodes_folder", "work_folder")}
+            folders: dict[str, Any] = {
+                name: Path(values.pop(name)) for name in ("encoder_folder", "episodes_folder", "work_folder")
+            }
             return cls(recipe=Recipe.model_validate(values.pop("recipe")), **folders, **values)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from models.action_predictor import ActionConditionedPredictor, ActionPredictorConfig
 from models.encoder import EncoderConfig
-from pipelines.errors import TrainingError
+from pipelines.errors import InputError, TrainingError
 from pipelines.identity import stable_seed
 from pipelines.posttraining.features import FrameFeatures
 from pipelines.posttraining.objective import one_step_loss, sequence_losses
 from pipelines.recipes import PosttrainRecipe
+from pipelines.training import checkpoint
 from pipelines.training.schedule import learning_rate
 
 Optimizer = Literal["adamw", "muon"]
+PREDICTOR, MOMENTS = "predictor.safetensors", "optimizers.safetensors"
 MUON_RATE = 20.0 / 3.0
 """Muon's learning rate as a multiple of AdamW's (0.02 beside 3e-3); higher and lower were worse at nano scale."""
 
@@ -138,33 +141,43 @@ class Trainer:
         return forced + rolled, {"loss": forced.item(), "rollout_loss": rolled.item()}
 
     def save(self, folder: Path) -> None:
-        """Write the newest checkpoint; the one before stays until the next is whole."""
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {
-            "step": self.step, "kind": self.kind, "predictor": self.predictor.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer, _ in self._optimizers],
-        }  # fmt: skip
-        draft = folder / ".draft.pt"
-        torch.save(state, draft)
-        digest = hashlib.sha256(draft.read_bytes()).hexdigest()[:16]
-        final = folder / f"step-{self.step:07d}-{digest}.pt"
-        with open(draft, "rb") as handle:
-            os.fsync(handle.fileno())
-        draft.replace(final)
-        for old in sorted(folder.glob("step-*.pt"))[:-2]:
-            old.unlink()
+        """Write checkpoint `step` under `folder`, whole or not at all; the one before is kept."""
+        draft = folder / f".draft-{checkpoint.name_of(self.step)}"
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        save_file({name: value.contiguous() for name, value in self.predictor.state_dict().items()}, draft / PREDICTOR)
+        moments = {
+            f"{place}.{parameter}.{name}": value.contiguous()
+            for place, (optimizer, _) in enumerate(self._optimizers)
+            for parameter, values in optimizer.state_dict()["state"].items()
+            for name, value in values.items()
+        }
+        save_file(moments, draft / MOMENTS, metadata={"kind": self.kind})
+        checkpoint.seal(draft)
+        final = folder / checkpoint.name_of(self.step)
+        shutil.rmtree(final, ignore_errors=True)
+        draft.rename(final)
+        for old in sorted(folder.glob("step-*"))[: -checkpoint.KEPT]:
+            shutil.rmtree(old)
 
     def resume(self, folder: Path) -> bool:
-        """Go on from the newest checkpoint whose bytes agree with its name; False when there is none."""
-        for path in sorted(folder.glob("step-*.pt"), reverse=True):
-            if hashlib.sha256(path.read_bytes()).hexdigest()[:16] != path.stem.rsplit("-", 1)[1]:
-                continue
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-            if state["kind"] != self.kind:
-                continue
-            self.predictor.load_state_dict(state["predictor"])
-            for (optimizer, _), saved in zip(self._optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(saved)
-            self.step = state["step"]
-            return True
-        return False
+        """Go on from the newest whole checkpoint; False when there is none. Raises InputError on another optimizer's."""
+        path = checkpoint.newest(folder)
+        if path is None:
+            return False
+        with safe_open(path / MOMENTS, framework="pt") as file:
+            kind = (file.metadata() or {}).get("kind")
+        if kind != self.kind:
+            raise InputError(
+                f"{path} was written by another optimizer", expected=self.kind, found=str(kind),
+                remedy="delete the work folder to start again",
+            )  # fmt: skip
+        self.predictor.load_state_dict(load_file(path / PREDICTOR))
+        states: list[dict[int, dict[str, Tensor]]] = [{} for _ in self._optimizers]
+        for key, value in load_file(path / MOMENTS).items():
+            place, parameter, name = key.split(".")
+            states[int(place)].setdefault(int(parameter), {})[name] = value
+        for (optimizer, _), state in zip(self._optimizers, states, strict=True):
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        self.step = checkpoint.step_of(path)
+        return True
