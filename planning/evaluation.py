@@ -24,7 +24,7 @@ from planning.setups import Setup, make_setup
 from planning.statistics import wilson
 from planning.world_model import WorldModel
 
-EPISODE_LIMIT_S = 300.0
+JOB_LIMIT_S = 300.0
 WorldKind = Literal["trained", "control", "oracle"]
 
 
@@ -49,6 +49,15 @@ class Task:
     steps: int
     success_distance: float
     film: bool = False
+
+
+@dataclass(frozen=True)
+class LandscapeJob:
+    """One energy landscape, as a worker gets it; box in m."""
+
+    folder: str
+    seed: int
+    box: float
 
 
 @dataclass(frozen=True)
@@ -121,49 +130,40 @@ def run_task(task: Task) -> Outcome:
     )  # fmt: skip
 
 
-def run_tasks(tasks: Sequence[Task], *, workers: int, progress: Callable[..., None] | None = None) -> list[Outcome]:
-    """Run episodes in worker processes of one thread each; outcomes in the order of `tasks`, whatever `workers` is."""
-    outcomes = map_killable(
-        "planning.evaluation:run_task", tasks, workers=workers, timeout_s=EPISODE_LIMIT_S, progress=progress
-    )
-    for task, outcome in zip(tasks, outcomes, strict=True):
+def run_job(job: Task | LandscapeJob) -> Outcome | landscape.Landscape:
+    """What a worker process does with one item."""
+    return run_task(job) if isinstance(job, Task) else run_landscape(job)
+
+
+def run_landscape(job: LandscapeJob) -> landscape.Landscape:
+    """Measure one energy landscape in this process: a function of the job alone."""
+    world = _world(job.folder, "trained")
+    assert isinstance(world, WorldModel)
+    return landscape.measure(world, job.seed, box=job.box, arm=_arm(world.preprocess.height, world.preprocess.width))
+
+
+def run_jobs(jobs: Sequence[Task | LandscapeJob], *, workers: int, progress: Callable[..., None] | None = None) -> list[Any]:
+    """Run jobs in worker processes of one thread each; answers in the order of `jobs`, whatever `workers` is."""
+    outcomes = map_killable("planning.evaluation:run_job", jobs, workers=workers, timeout_s=JOB_LIMIT_S, progress=progress)
+    for job, outcome in zip(jobs, outcomes, strict=True):
         if outcome.failure is not None:
+            what = f"an episode of row {job.row.name}" if isinstance(job, Task) else "an energy landscape"
             raise TrainingError(
-                f"an evaluation episode of row {task.row.name} failed", expected="an episode that ends",
-                found=f"{outcome.failure}: {outcome.detail}", remedy="read the worker's message above",
+                f"evaluating {what} failed", expected="an episode that ends", found=f"{outcome.failure}: {outcome.detail}",
+                remedy="read the worker's message above",
             )  # fmt: skip
     return [outcome.value for outcome in outcomes]
 
 
-def evaluate(
-    rows: Sequence[Row], folder: Path, *, seed: int, steps: int, min_distance: float, success_distance: float,
-    workers: int = 2, progress: Callable[..., None] | None = None,
-) -> list[Outcome]:  # fmt: skip
+def tasks_for(
+    rows: Sequence[Row], folder: Path, *, seed: int, steps: int, min_distance: float, success_distance: float
+) -> list[Task]:
     """Every row over the same fresh set-ups (paired); the world model and its control come from `folder`."""
-    tasks = [
+    return [
         Task(row, str(folder), stable_seed("episode", seed, index), min_distance, steps, success_distance)
         for row in rows
         for index in range(row.episodes)
     ]
-    return run_tasks(tasks, workers=workers, progress=progress)
-
-
-def measure_landscape(request: tuple[str, int, float]) -> landscape.Landscape:
-    """One energy landscape in this process: (world model folder, seed, box in m)."""
-    folder, seed, box = request
-    world = _world(folder, "trained")
-    assert isinstance(world, WorldModel)
-    return landscape.measure(world, seed, box=box, arm=_arm(world.preprocess.height, world.preprocess.width))
-
-
-def measure_landscapes(folder: Path, seeds: Sequence[int], *, box: float, workers: int = 2) -> list[landscape.Landscape]:
-    """Energy landscapes of fresh transitions, in worker processes, in the order of `seeds`."""
-    requests = [(str(folder), seed, box) for seed in seeds]
-    outcomes = map_killable("planning.evaluation:measure_landscape", requests, workers=workers, timeout_s=EPISODE_LIMIT_S)
-    for outcome in outcomes:
-        if outcome.failure is not None:
-            raise TrainingError("measuring the energy landscape failed", found=f"{outcome.failure}: {outcome.detail}")
-    return [outcome.value for outcome in outcomes]
 
 
 def summarise(row: Row, outcomes: Sequence[Outcome]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pipelines.identity import stable_seed
 from pipelines.recipes import Recipe
 from planning import landscape
 from planning.animation import write_episode_gif
-from planning.evaluation import Outcome, Row, Task, evaluate, measure_landscapes, run_tasks, summarise
+from planning.evaluation import LandscapeJob, Outcome, Row, Task, run_jobs, summarise, tasks_for
 from planning.planners import make_planner
 from planning.statistics import wilson
 
@@ -48,13 +48,16 @@ def build_planning_results(
     """
     planning = recipe.planning
     rows = default_rows(recipe, control=(world_model_folder / "control").is_dir())
-    outcomes = evaluate(
+    tasks = tasks_for(
         rows, world_model_folder, seed=planning.seed, steps=planning.steps, min_distance=planning.min_start_distance,
-        success_distance=planning.success_distance, workers=workers, progress=progress,
+        success_distance=planning.success_distance,
     )  # fmt: skip
-    table = [summarise(row, [outcome for outcome in outcomes if outcome.row == row.name]) for row in rows]
     seeds = [stable_seed("landscape", planning.seed, index) for index in range(LANDSCAPES)]
-    landscapes = measure_landscapes(world_model_folder, seeds, box=planning.box, workers=workers)
+    surveys = [LandscapeJob(str(world_model_folder), seed, planning.box) for seed in seeds]
+    answers = run_jobs([*tasks, *surveys], workers=workers, progress=progress)
+    outcomes: list[Outcome] = answers[: len(tasks)]
+    landscapes: list[landscape.Landscape] = answers[len(tasks) :]
+    table = [summarise(row, [outcome for outcome in outcomes if outcome.row == row.name]) for row in rows]
     landscape.draw(landscapes[0], folder / "landscape.png")
     (folder / "landscape.json").write_text(json.dumps(landscapes[0].to_dict()))
     with open(folder / "episodes.jsonl", "w") as lines:
@@ -82,7 +85,7 @@ def _film(path: Path, world_model_folder: Path, recipe: Recipe, row: Row, outcom
         row, str(world_model_folder), chosen.setup.seed, planning.min_start_distance, planning.steps,
         planning.success_distance, film=True,
     )  # fmt: skip
-    (outcome,) = run_tasks([task], workers=1)
+    (outcome,) = run_jobs([task], workers=1)
     captions = [f"step {step}: {100 * distance:.1f} cm" for step, distance in enumerate(outcome.distances)]
     assert outcome.goal_picture is not None
     write_episode_gif(path, outcome.pictures, outcome.goal_picture, captions)
