@@ -43,7 +43,7 @@ setup: rendering .venv/installed
 # Software OpenGL for headless rendering: checked before anything is installed, so that nothing half-done stays behind.
 GL_PACKAGES := libegl1 libgl1-mesa-dri libosmesa6 libgl1 libgles2
 rendering:
-	@$(PYTHON) tubelet.py doctor --rendering >/dev/null 2>&1 && exit 0; \
+	@$(PYTHON) -c 'import sys; from pipelines.doctor import graphics; sys.exit(not graphics()[0])' && exit 0; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		echo "installing headless rendering libraries: $(GL_PACKAGES)"; \
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(GL_PACKAGES) >/dev/null \

@@ -89,7 +89,7 @@ def test_store_of_another_version_is_refused_and_untouched(tmp_path: Path) -> No
 
 def test_a_folder_with_other_files_is_not_taken_for_a_store(tmp_path: Path) -> None:
     (tmp_path / "holiday.jpg").write_bytes(b"")
-    with pytest.raises(StoreError, match="no STORE.json"):
+    with pytest.raises(StoreError, match=r"no STORE\.json"):
         Store.open(tmp_path)
 
 
