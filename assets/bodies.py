@@ -209,7 +209,7 @@ def metadata_of(artefact: Artefact) -> dict[str, Any]:
         "inputs": dg.MetadataValue.json(artefact.inputs),
     }
     for name, value in artefact.summary.items():
-        if name == "pictures":
+        if name == "pictures" or value is None:
             continue
         metadata[name] = value if isinstance(value, bool | int | float | str) else dg.MetadataValue.json(value)
     for name in artefact.summary.get("pictures", []):

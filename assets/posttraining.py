@@ -42,7 +42,7 @@ def plan_world_model(store: Store, recipe_name: str, config: PosttrainConfig) ->
                 "work_folder": str(work), "threads": config.threads,
             }  # fmt: skip
             write_atomic(work / "spec.json", json.dumps(content, indent=1))
-            jobs += launcher.distributed_jobs("pipelines.posttraining.run", ["--spec", str(work / "spec.json")], 1)
+            jobs += launcher.distributed_jobs("pipelines.posttraining.run", ["--spec", str(work / "spec.json")], 1, threads=config.threads)
             done.append(work / "result" / "DONE.json")
         task.train(jobs, done=done)
         return run.build_world_model(task.folder, task.work_folder)

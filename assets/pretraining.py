@@ -1,8 +1,6 @@
 """Self-supervised pretraining of the encoder: warm-up and constant phase, then the cooldown."""
 
-import json
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import dagster as dg
 
@@ -13,7 +11,7 @@ from assets.resources import StoreResource
 from assets.shards import training_shards
 from pipelines.checks import Check
 from pipelines.recipes import load_recipe
-from pipelines.store import Artefact, Store, write_atomic
+from pipelines.store import Artefact, Store
 
 OWNERS = ["team:research"]
 POOL = "trainer"
@@ -27,7 +25,7 @@ class PretrainConfig(dg.Config):
 
 
 def _plan(
-    store: Store, asset: str, phase: str, recipe_name: str, config: PretrainConfig, parents: list[Artefact]
+    store: Store, asset: str, phase: Literal["pretrain", "cooldown"], recipe_name: str, config: PretrainConfig, parents: list[Artefact]
 ) -> Plan:
     recipe = load_recipe(recipe_name)
     shards = store.current("training_shards")
@@ -42,15 +40,13 @@ def _plan(
         from pipelines.pretraining import run
         from pipelines.training import launcher
 
-        task.work_folder.mkdir(parents=True, exist_ok=True)
-        spec = task.work_folder / "spec.json"
-        content = {
-            "recipe": settings, "phase": phase, "shards_folder": str(shards.path), "work_folder": str(task.work_folder),
-            "init_from": str(parents[0].path) if parents else None, "threads": config.threads,
-        }  # fmt: skip
-        write_atomic(spec, json.dumps(content, indent=1))
-        jobs = launcher.distributed_jobs("pipelines.pretraining.run", ["--spec", str(spec)], recipe.pretraining.ranks)
-        task.train(jobs, done=[result_folder(task.work_folder) / "DONE.json"])
+        spec = run.write_spec(
+            task.work_folder, recipe, phase, shards.path, init_from=parents[0].path if parents else None, threads=config.threads
+        )
+        jobs = launcher.distributed_jobs(
+            "pipelines.pretraining.run", ["--spec", str(spec)], recipe.pretraining.ranks, threads=config.threads
+        )
+        task.train(jobs, done=[task.work_folder / "result" / "DONE.json"])
         return run.build_pretrained(task.folder, task.work_folder)
 
     def check(artefact: Artefact) -> dict[str, Check]:
@@ -62,10 +58,6 @@ def _plan(
         asset, build, check, inputs=[shards, *parents], config=identity, partition=recipe_name,
         highlights=("steps", "loss", "rank_me", "health"),
     )  # fmt: skip
-
-
-def result_folder(work_folder: Path) -> Path:
-    return work_folder / "result"
 
 
 def plan_pretrained_encoder(store: Store, recipe: str, config: PretrainConfig) -> Plan:

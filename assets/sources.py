@@ -62,7 +62,7 @@ def plan_videos(store: Store, batch: str, config: VideosConfig) -> Plan:
     def check(artefact: Artefact) -> dict[str, Any]:
         from pipelines.video import probe
 
-        return probe.check_videos(artefact.path)
+        return probe.check_videos(artefact.path, listed)
 
     return Plan(
         "videos", build, check, partition=batch, config={"batch": listed.digest, "timeout_s": config.timeout_s},
@@ -72,7 +72,7 @@ def plan_videos(store: Store, batch: str, config: VideosConfig) -> Plan:
 
 @dg.asset(
     deps=[source_catalog], partitions_def=ingest_batches, group_name="sources", owners=OWNERS, kinds={"ffmpeg", "parquet"},
-    code_version="1", check_specs=blocking("videos", "any_video", "decode_rate"),
+    code_version="1", check_specs=blocking("videos", "every_file_accounted_for", "something_decodes"),
 )  # fmt: skip
 def videos(context: dg.AssetExecutionContext, config: VideosConfig, storage: StoreResource) -> dg.MaterializeResult:
     """Every file of one arriving batch, probed: a row with its codec, size, length and identity, or a typed reject.

@@ -1,0 +1,88 @@
+"""The command line: what it needs, and what it says when something is wrong."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from assets.demo import insist_on_a_video, source_name
+from assets.interface import insist_on_free
+from pipelines.curation import sources
+from pipelines.errors import InputError
+from pipelines.store import Store
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def tubelet(*arguments: str, store: Path, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "TUBELET_STORE": str(store), "PYTHONWARNINGS": "ignore", "COLUMNS": "200"}
+    command = [sys.executable, *options, str(REPOSITORY / "tubelet.py"), *arguments]
+    return subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_doctor_needs_the_standard_library_only(tmp_path: Path) -> None:
+    # -I -S: no site-packages at all, as on a machine where nothing is installed yet.
+    code = f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); sys.argv = ['tubelet.py', 'doctor']; import tubelet; tubelet.main()"
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert "missing: torch" in done.stdout and "make demo" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("prepare", "words"),
+    [
+        (lambda root: (root / "STORE.json").write_text('{"version": 99}'), "another version"),
+        (lambda root: (root / "holiday.txt").write_text("mine"), "holds other files"),
+    ],
+)
+def test_store_that_is_not_ours_is_refused_with_a_remedy(tmp_path: Path, prepare, words: str) -> None:
+    prepare(tmp_path)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    done = tubelet("demo", store=tmp_path)
+    assert done.returncode == 2 and words in done.stderr and "TUBELET_STORE" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_unknown_recipe_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    done = tubelet("demo", "--recipe", "giant", store=tmp_path / "store")
+    assert done.returncode == 2 and "no recipe giant" in done.stderr and "nano" in done.stderr
+    assert not (tmp_path / "store").exists()
+
+
+def test_reading_commands_do_not_make_a_store(tmp_path: Path) -> None:
+    for command in ("lineage", "report"):
+        done = tubelet(command, store=tmp_path / "none")
+        assert done.returncode == 2 and "make demo" in done.stderr, (command, done.stderr)
+    assert not (tmp_path / "none").exists()
+
+
+def test_port_in_use_is_said_with_another_one_to_take(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(InputError, match=r"make ui PORT="):
+            insist_on_free(port)
+        done = tubelet("ui", "--port", str(port), store=tmp_path / "store")
+    assert done.returncode == 2 and f"port {port}" in done.stderr
+
+
+def test_folder_without_one_decodable_video_is_refused_and_named(tmp_path: Path) -> None:
+    (tmp_path / "story.mp4").write_text("once upon a time")
+    with pytest.raises(InputError, match=r"story\.mp4"):
+        insist_on_a_video(tmp_path)
+
+
+def test_two_folders_of_one_name_are_two_sources(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "store")
+    first, second = tmp_path / "a" / "My Videos", tmp_path / "b" / "My Videos"
+    for folder in (first, second):
+        folder.mkdir(parents=True)
+        (folder / "x.mp4").write_bytes(b"x")
+    sources.register_source(store, source_name(store, first), first)
+    assert source_name(store, first) == "my-videos"
+    assert source_name(store, second).startswith("my-videos-")
