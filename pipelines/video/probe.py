@@ -202,19 +202,23 @@ def build_videos(
     }  # fmt: skip
 
 
-def check_videos(folder: Path) -> dict[str, Check]:
-    """Blocking checks: at least one video, and at least half of the files decodable."""
+def check_videos(folder: Path, batch: Batch) -> dict[str, Check]:
+    """Blocking checks: each file of the batch is one row, and enough of the files decode (at least one)."""
     videos = read_table(folder / "videos.parquet", VIDEOS)
     quarantine = read_table(folder / "quarantine.parquet", QUARANTINE)
-    files = len(videos) + len(quarantine)
+    rows = sorted(videos.column("path").to_pylist() + quarantine.column("path").to_pylist())
     codes = Counter(quarantine.column("code").to_pylist())
     listed = ", ".join(f"{count} {code}" for code, count in sorted(codes.items())) or "nothing quarantined"
-    examples = [f"{row['path']}: {row['detail']}" for row in quarantine.slice(0, 3).to_pylist()]
-    remedy = "look at quarantine.parquet and mend or remove the files" + (f" (first: {'; '.join(examples)})" if examples else "")
-    found = f"{len(videos)} videos of {files} files ({listed})"
+    examples = "; ".join(f"{row['path']}: {row['detail']}" for row in quarantine.slice(0, 3).to_pylist())
     return {
-        "any_video": Check(len(videos) > 0, "at least one decodable video", found, remedy),
-        "decode_rate": Check(
-            files > 0 and len(videos) / files >= MIN_DECODE_RATE, f"at least {MIN_DECODE_RATE:.0%} of the files decodable", found, remedy
+        "every_file_accounted_for": Check(
+            rows == sorted(file.path for file in batch.files), f"one row for each of {len(batch.files)} files",
+            f"{len(videos)} videos and {len(quarantine)} quarantined", "materialize the batch again",
         ),
-    }
+        "something_decodes": Check(
+            len(videos) > 0 and len(videos) >= MIN_DECODE_RATE * len(rows),
+            f"at least one video, and at least {MIN_DECODE_RATE:.0%} of the files decodable",
+            f"{len(videos)} videos of {len(rows)} files ({listed})",
+            "mend or remove the files that quarantine.parquet names" + (f" (first: {examples})" if examples else ""),
+        ),
+    }  # fmt: skip

@@ -12,7 +12,7 @@ import pytest
 from pipelines.errors import InputError
 from pipelines.video.decode import decode_span, frames_at, read_frames, timed_frames, to_array
 from pipelines.video.encode import ffmpeg_binary
-from pipelines.video.fingerprint import THUMBNAIL, distance, fingerprint, unpack
+from pipelines.video.fingerprint import cell_grid, compare, fingerprint, unpack
 from pipelines.video.probe import probe_file
 
 
@@ -91,8 +91,31 @@ def test_fingerprint_survives_reencoding_and_tells_scenes_apart(video: Path, fol
     ffmpeg("-i", video, "-vf", "scale=96:72", "-c:v", "libx264", "-crf", 34, worse)
     ffmpeg("-f", "lavfi", "-i", "mandelbrot=size=128x96:rate=25", "-frames:v", 100, "-pix_fmt", "yuv420p", "-c:v", "libx264", other)
     prints = [
-        fingerprint(np.stack([to_array(frame, THUMBNAIL, "gray") for _, frame in timed_frames(path)])) for path in (video, worse, other)
+        fingerprint([cell_grid(to_array(frame, None, "gray")) for _, frame in timed_frames(path)]) for path in (video, worse, other)
     ]
     packed = unpack(prints)
-    assert packed.shape == (3, 3, 32) and len(prints[0]) == 192
-    assert distance(packed[0], packed[1]) < 0.09 < 0.12 < distance(packed[0], packed[2])
+    assert packed.shape == (3, 5, 32) and len(prints[0]) == 320
+    same, different = compare(packed[0], packed[1]), compare(packed[0], packed[2])
+    assert same.evidence and same.picture < 0.09 < 0.12 < different.picture
+    assert same.change < 0.3 < different.change
+
+
+def test_flat_frames_are_no_evidence_and_still_pictures_have_no_change() -> None:
+    flat = unpack([fingerprint([np.full((16, 17), 90, np.uint8)] * 8)])[0]
+    closeness = compare(flat, flat)
+    assert not closeness.evidence and closeness.change == 0 and closeness.picture == 0
+
+
+def test_change_masks_tell_motions_before_one_background_apart() -> None:
+    background = np.tile(np.arange(17, dtype=np.uint8) * 9, (16, 1))
+
+    def moving(columns: list[int]) -> str:
+        grids = []
+        for column in columns:
+            grid = background.copy()
+            grid[4:8, column : column + 2] = 255
+            grids.append(grid)
+        return fingerprint(grids)
+
+    left, right = unpack([moving([8, 7, 5, 3]), moving([8, 9, 11, 13])])
+    assert compare(left, right).change > 0.5 and compare(left, left).change == 0

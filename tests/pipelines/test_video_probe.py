@@ -133,9 +133,10 @@ def test_tables_do_not_depend_on_worker_count_and_account_for_every_file(video: 
     for workers in (1, 2):
         folder = tmp_path / f"videos-{workers}"
         folder.mkdir()
-        summary = build_videos(folder, batch_of(*copies, text), workers=workers)
+        batch = batch_of(*copies, text)
+        summary = build_videos(folder, batch, workers=workers)
         assert (summary["videos"], summary["quarantined"], summary["distinct_streams"]) == (3, 1, 1)
-        assert not failed(check_videos(folder))
+        assert not failed(check_videos(folder, batch))
         tables.append((folder / "videos.parquet").read_bytes() + (folder / "quarantine.parquet").read_bytes())
     assert tables[0] == tables[1]
     rows = read_table(tmp_path / "videos-1" / "videos.parquet", VIDEOS).to_pylist()
@@ -147,8 +148,14 @@ def test_batch_of_text_files_fails_its_checks_and_names_the_codes(tmp_path: Path
     text = tmp_path / "text.mp4"
     text.write_text("no video")
     build_videos(tmp_path, batch_of(text))
-    bad = failed(check_videos(tmp_path))
-    assert set(bad) == {"any_video", "decode_rate"} and "not_a_video" in bad["decode_rate"].found
+    bad = failed(check_videos(tmp_path, batch_of(text)))
+    assert set(bad) == {"something_decodes"} and "not_a_video" in bad["something_decodes"].found
+
+
+def test_file_without_a_row_fails_the_accounting_check(video: Path, tmp_path: Path) -> None:
+    build_videos(tmp_path, batch_of(video))
+    twin = Path(shutil.copy(video, tmp_path / "twin.mp4"))
+    assert set(failed(check_videos(tmp_path, batch_of(video, twin)))) == {"every_file_accounted_for"}
 
 
 @pytest.mark.skipif("TUBELET_SHARED" not in os.environ, reason="TUBELET_SHARED is not set: no shared data")
