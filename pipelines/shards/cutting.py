@@ -13,8 +13,9 @@ import av
 import ffmpeg
 import pydantic
 
-from pipelines.errors import Reject
+from pipelines.errors import InputError, Reject
 from pipelines.shards.decode import packet_times
+from pipelines.video.decode import Clock, open_video, timed_frames
 from pipelines.video.encode import ffmpeg_binary
 
 EARLY_S = (0.0, 5.0, math.inf)  # how long before a clip each attempt starts to decode; infinity: at the beginning
@@ -65,10 +66,14 @@ def cut_clip(clip: dict[str, Any], target: Path, config: ShardConfig) -> CutClip
     failure = CutFailure(Reject.UNREADABLE, f"{clip['path']} is not there", 0)
     if not Path(clip["path"]).is_file():
         return failure
-    for attempt, early_s in enumerate(EARLY_S, start=1):
+    try:
+        numbered = _numbered(clip)
+    except (av.FFmpegError, InputError) as error:
+        return CutFailure(Reject.DECODE_ERROR, str(error), 1)
+    for attempt, early_s in enumerate(EARLY_S if numbered is None else (math.inf,), start=1):
         try:
             done = subprocess.run(
-                _command(clip, target, config, early_s), stdin=subprocess.DEVNULL, capture_output=True, timeout=config.cut_timeout_s,
+                _command(clip, target, config, early_s, numbered), stdin=subprocess.DEVNULL, capture_output=True, timeout=config.cut_timeout_s,
                 check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
@@ -103,8 +108,32 @@ def longest_gop(keyframes: list[bool]) -> int:
     return max((after - before for before, after in itertools.pairwise(starts)), default=len(keyframes))
 
 
-def _command(clip: dict[str, Any], target: Path, config: ShardConfig, early_s: float) -> list[str]:
-    """The ffmpeg command line. Source timestamps are kept (`copyts`) so that `trim` selects frames by the source's own pts."""
+@dataclass(frozen=True)
+class Numbered:
+    """Frames [first, last) of a file counted from its start, `step` ticks apart."""
+
+    first: int
+    last: int
+    step: int
+
+
+def _numbered(clip: dict[str, Any]) -> Numbered | None:
+    """The clip's frames by number where the container keeps no presentation times (AVI); None where times can be trusted.
+
+    FFmpeg's own guess at AVI's times shifts by a frame between seeking and reading through, so the frames are counted as
+    the splitter counted them.
+    """
+    with open_video(clip["path"]) as (container, stream):
+        if container.format.name != "avi":
+            return None
+        step = Clock(container, stream).step
+    inside = [number for number, (pts, _) in enumerate(timed_frames(clip["path"])) if clip["start_pts"] <= pts < clip["end_pts"]]
+    return Numbered(inside[0], inside[-1] + 1, step) if inside else Numbered(0, 0, step)
+
+
+def _command(clip: dict[str, Any], target: Path, config: ShardConfig, early_s: float, numbered: Numbered | None) -> list[str]:
+    """The ffmpeg command line. Source timestamps are kept (`copyts`) so that `trim` selects frames by the source's own pts,
+    or by their number in the file."""
     numerator, denominator = clip["time_base_num"], clip["time_base_den"]
     tick = numerator / denominator
     options: dict[str, Any] = {"threads": 1, "copyts": None}
@@ -112,11 +141,15 @@ def _command(clip: dict[str, Any], target: Path, config: ShardConfig, early_s: f
     if math.isfinite(seek_s):
         options |= {"seek_timestamp": 1, "ss": f"{seek_s:.6f}", "noaccurate_seek": None}
     shrink = f"min(1,{config.short_side}/min(iw*sar,ih))"
-    # Half a tick early on both sides: `trim` takes decimal seconds, and no frame lies between two ticks.
+    if numbered is None:
+        # Half a tick early on both sides: `trim` takes decimal seconds, and no frame lies between two ticks.
+        span: dict[str, Any] = {"start": f"{(clip['start_pts'] - 0.5) * tick:.7f}", "end": f"{(clip['end_pts'] - 0.5) * tick:.7f}"}
+    else:
+        span = {"start_frame": numbered.first, "end_frame": numbered.last}
     stream = (
         ffmpeg.input(clip["path"], **options)["V:0"]  # the first moving picture: cover art is no video
-        .filter("trim", start=f"{(clip['start_pts'] - 0.5) * tick:.7f}", end=f"{(clip['end_pts'] - 0.5) * tick:.7f}")
-        .filter("setpts", "PTS-STARTPTS")
+        .filter("trim", **span)
+        .filter("setpts", "PTS-STARTPTS" if numbered is None else f"N*{numbered.step}")
         .filter(
             "scale", w=f"max(2,trunc(iw*sar*{shrink}/2+0.001)*2)", h=f"max(2,trunc(ih*{shrink}/2+0.001)*2)",
             flags="bicubic+accurate_rnd+full_chroma_int+bitexact", out_color_matrix="bt601", out_range="tv",
