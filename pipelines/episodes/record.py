@@ -17,6 +17,7 @@ from pipelines.errors import InputError
 from pipelines.identity import digest_of, stable_seed
 from pipelines.simulation.appearance import camera_pose
 from pipelines.simulation.arm import COMMAND_S, CUBE_REGION, WORKSPACE, SimulatedArm
+from pipelines.simulation.motion import MAX_DELTA_M, smooth_moves
 from pipelines.simulation.recorded import recorded_folder
 from pipelines.simulation.rendering import require_gl
 from pipelines.video.encode import ffmpeg_binary, write_video
@@ -25,7 +26,6 @@ from pipelines.video.workers import map_killable
 VERSION = 1
 LAB, SERIAL, USER = "TUBELET", "10000001", "simulator"
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
-MAX_DELTA_M = 0.075
 # DROID's own mp4 files carry the camera's 60 Hz in their header while their frames are one per control step; ours do
 # the same, so that a reader that trusts the header fails here and not on the real robot.
 HEADER_FPS = 60
@@ -60,10 +60,10 @@ def record_simulated(
         "version": VERSION, "episodes": episodes, "steps": steps, "seed": seed, "height": height, "width": width,
     }  # fmt: skip
 
-    def build(partial: Path) -> dict[str, Any]:
+    def build(filling: Path) -> dict[str, Any]:
         require_gl()
         ffmpeg_binary()
-        plans = [EpisodePlan(str(partial), seed, index, steps, height, width) for index in range(episodes)]
+        plans = [EpisodePlan(str(filling), seed, index, steps, height, width) for index in range(episodes)]
         outcomes = map_killable(
             "pipelines.episodes.record:record_episode",
             plans,
@@ -87,26 +87,6 @@ def record_simulated(
 def _arm(height: int, width: int) -> SimulatedArm:
     # Kept by a worker process over its episodes; `reset` is told everything, so nothing passes between them.
     return SimulatedArm(0, height=height, width=width)
-
-
-def smooth_moves(
-    random: np.random.Generator, start: np.ndarray, steps: int, max_delta: float = MAX_DELTA_M
-) -> np.ndarray:
-    """Random smooth motion `(steps, 3)` m from `start` (3,): each move within +-`max_delta` per axis, inside WORKSPACE.
-
-    Each move keeps half of the last one; a coordinate that would leave the workspace turns round.
-    """
-    low, high = np.transpose(WORKSPACE)
-    position, moves = np.asarray(start, dtype=np.float64), np.empty((steps, 3))
-    velocity = random.uniform(-max_delta, max_delta, 3)
-    for step in range(steps):
-        velocity = 0.5 * velocity + random.normal(0.0, 0.62 * max_delta, 3)
-        velocity = np.clip(velocity, -max_delta, max_delta)
-        outside = (position + velocity < low) | (position + velocity > high)
-        velocity = np.where(outside, -velocity, velocity)
-        moves[step] = np.clip(position + velocity, low, high) - position
-        position = position + moves[step]
-    return moves
 
 
 def record_episode(plan: EpisodePlan) -> float:

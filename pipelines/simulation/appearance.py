@@ -41,7 +41,7 @@ class Appearance:
     target_m: tuple[float, float, float] = (0.36, 0.02, 0.16)
     fovy_deg: float = 40.0
 
-    def sample(self, rng: np.random.Generator, strength: float = 1.0) -> Appearance:
+    def sample(self, rng: np.random.Generator, strength: float = 1.0, move_camera: bool = True) -> Appearance:
         """A variation of this look: `strength` 1 is modest (same scene, another day), 3 a clearly different place.
 
         Single-hue parts that carry the meaning of a scene (fingers, cube) change less than what surrounds them.
@@ -55,18 +55,23 @@ class Appearance:
         if rng.random() < 0.25 * strength:
             pattern = TABLE_PATTERNS[int(rng.integers(len(TABLE_PATTERNS)))]
         target = np.asarray(self.target_m) + rng.normal(0.0, 0.015 * strength, 3)
-        return replace(
+        varied = replace(
             self,
-            table_rgb=shade(self.table_rgb, 0.08), table_pattern=pattern, floor_rgb=shade(self.floor_rgb, 0.08),
-            arm_rgb=shade(self.arm_rgb, 0.05), joint_rgb=shade(self.joint_rgb, 0.05),
-            finger_rgb=shade(self.finger_rgb, 0.03), cube_rgb=shade(self.cube_rgb, 0.08),
+            table_rgb=shade(self.table_rgb, 0.045), table_pattern=pattern, floor_rgb=shade(self.floor_rgb, 0.045),
+            arm_rgb=shade(self.arm_rgb, 0.035), joint_rgb=shade(self.joint_rgb, 0.035),
+            finger_rgb=shade(self.finger_rgb, 0.03), cube_rgb=shade(self.cube_rgb, 0.05),
             light=float(np.clip(self.light + rng.normal(0.0, 0.07 * strength), 0.45, 1.0)),
             light_azimuth_deg=float(self.light_azimuth_deg + rng.normal(0.0, 25.0 * strength)),
+        )  # fmt: skip
+        if not move_camera:
+            return varied
+        return replace(
+            varied,
             azimuth_deg=float(self.azimuth_deg + rng.normal(0.0, 4.0 * strength)),
             elevation_deg=float(np.clip(self.elevation_deg + rng.normal(0.0, 2.5 * strength), 15.0, 60.0)),
             distance_m=float(self.distance_m * np.exp(rng.normal(0.0, 0.03 * strength))),
             target_m=(float(target[0]), float(target[1]), float(target[2])),
-        )  # fmt: skip
+        )
 
 
 def camera_pose(look: Appearance) -> tuple[np.ndarray, np.ndarray]:

@@ -163,8 +163,12 @@ class SimulatedArm:
         self.advance(steps, steps)
         return self.pose7()
 
-    def begin(self, delta: np.ndarray) -> None:
-        """Set the references of a command without moving yet; `advance` then carries it out piece by piece."""
+    def begin(self, delta: np.ndarray, moving_share: float = MOVING_SHARE) -> None:
+        """Set the references of a command without moving yet; `advance` then carries it out piece by piece.
+
+        They move during the first `moving_share` of the command's time and rest after it.
+        """
+        self._moving_share = moving_share
         self._start = self._data.site_xpos[self._site].copy()
         self._goal = self._start + delta[:3]
         self._start_rotation = self._rotation
@@ -177,7 +181,7 @@ class SimulatedArm:
     def advance(self, steps: int, command_steps: int) -> None:
         """Advance `steps` physics steps of a command that lasts `command_steps` in all."""
         data, until = self._data, self._command_steps + steps
-        moving = max(1.0, MOVING_SHARE * command_steps)
+        moving = max(1.0, self._moving_share * command_steps)
         joints = data.ctrl[:ARM_DOF].copy()
         while self._command_steps < until:
             count = min(CONTROL_STEPS, until - self._command_steps)

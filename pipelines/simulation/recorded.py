@@ -1,4 +1,4 @@
-"""Folders of recorded files that are made once: cached by what was asked for, resumable, and never half there."""
+"""Folders of recorded files that are made once: cached by what was asked for, resumable, complete only with their marker."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import InputError
-from pipelines.identity import digest_of
 
 
 def recorded_folder(
@@ -17,30 +16,33 @@ def recorded_folder(
 ) -> dict[str, Any]:
     """The summary of `folder`, which `build` fills unless it already holds exactly `request`.
 
-    `marker` is the JSON file, written last, that says what a folder holds: `{"request": ..., **summary}`. `build` gets a
-    folder beside the final one, which survives an interruption: it should keep files that are already there, as their
-    content depends on `request` alone. A folder with another request is replaced; one without the marker is refused.
+    `marker` is the JSON file, written last, that says what a folder holds: `{"request": ..., **summary}`; without it
+    a folder is not complete. `build` fills the folder in place and should keep files that are already there, as their
+    content depends on `request` alone: an interrupted request goes on where it was. A folder with another request is
+    emptied first; one with files that were not made here is refused (InputError).
     """
-    path = folder / marker
+    path, started = folder / marker, folder / f".{marker}.started"
     if path.is_file():
         found = json.loads(path.read_text())
         if found.get("request") == request:
             return found
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(folder.iterdir()) and not started.is_file():
         raise InputError(
             f"{folder} holds files that were not made here", expected=f"an empty folder, or one with {marker}",
             found=f"{sum(1 for _ in folder.iterdir())} entries", remedy="Choose another folder",
         )  # fmt: skip
-    partial = folder.with_name(f".{folder.name}.{digest_of(request)}.partial")
+    wanted = json.dumps(request, sort_keys=True)
     try:
-        partial.mkdir(parents=True, exist_ok=True)
-        summary = {"request": request, **build(partial)}
-        (partial / marker).write_text(json.dumps(summary, indent=1, sort_keys=True) + "\n")
-        if folder.exists():
+        if folder.exists() and (path.exists() or (started.is_file() and started.read_text() != wanted)):
             shutil.rmtree(folder)
-        partial.rename(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        started.write_text(wanted)
+        summary = {"request": request, **build(folder)}
+        text = json.dumps(summary, indent=1, sort_keys=True) + "\n"
+        started.write_text(text)
+        started.rename(path)
     except OSError as error:
         raise InputError(
             f"cannot write {folder}", found=str(error), remedy="Make room or choose a folder that can be written"
         ) from error
-    return summary
+    return json.loads(text)

@@ -82,7 +82,7 @@ def _room(table_pattern: str = "plain", light: float = 0.75) -> str:
     return f"""
   <light name="key" directional="true" castshadow="false" pos="0 0 2" dir="-.3 -.2 -1" diffuse="{key}"
          ambient=".25 .25 .25" specular="0 0 0"/>
-  <geom name="floor" type="plane" size="12 12 .1" pos="0 0 -.6" material="floor" contype="0" conaffinity="0"/>
+  <geom name="floor" type="plane" size="40 40 .1" pos="0 0 -.6" material="floor" contype="0" conaffinity="0"/>
   <geom name="table" type="box" size=".62 .6 .025" pos=".4 0 -.025" material="table_{table_pattern}"
         contype="1" conaffinity="2" friction=".7"/>
 """
@@ -174,7 +174,7 @@ def objects_scene(
     bodies = "".join(
         f'<body name="object{index}" pos="{numbers(item.position_m)}"><freejoint name="object{index}"/>'
         f'<geom type="{item.shape}" size="{numbers(item.size_m)}" rgba="{numbers(item.rgb)} 1" '
-        'mass=".1" contype="2" conaffinity="7" friction=".35 .005 .0005"/></body>'
+        'mass=".1" contype="2" conaffinity="7" friction=".35 .005 .0005" solref=".02 .35"/></body>'
         for index, item in enumerate(objects)
     )
     ramp = (

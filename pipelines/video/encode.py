@@ -56,7 +56,7 @@ def write_video(
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     options: dict[str, object] = {
         "vcodec": "libx264", "pix_fmt": "yuv420p", "crf": crf, "preset": preset, "bf": bframes, "threads": 1,
-        "map_metadata": -1, "fflags": "+bitexact", "flags:v": "+bitexact", "movflags": "+faststart", "f": "mp4",
+        "map_metadata": -1, "fflags": "+bitexact", "flags:v": "+bitexact", "f": "mp4",
         "loglevel": "error",
     }  # fmt: skip
     if gop is not None:

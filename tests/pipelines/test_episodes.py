@@ -22,17 +22,11 @@ from pipelines.episodes.episode import (
     integrate,
     load_episodes,
 )  # fmt: skip
-from pipelines.episodes.record import (
-    HEADER_FPS,
-    MAX_DELTA_M,
-    EpisodePlan,
-    record_episode,
-    record_simulated,
-    smooth_moves,
-)
+from pipelines.episodes.record import HEADER_FPS, EpisodePlan, record_episode, record_simulated
 from pipelines.errors import InputError
 from pipelines.identity import file_sha256
 from pipelines.simulation.arm import WORKSPACE
+from pipelines.simulation.motion import MAX_DELTA_M, smooth_moves
 
 STATE = "observation/robot_state"
 
