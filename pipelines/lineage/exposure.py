@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from pipelines import schemas
 from pipelines.errors import StoreError
 from pipelines.shards.geometry import ClipGeometry, Draws, draws
 from pipelines.shards.index import ShardIndex
-from pipelines.store import write_atomic
 
 LINEAGE_FILE = "lineage.json"
 STRETCH = 65_536  # samples drawn at a time
@@ -23,7 +22,7 @@ STRETCH = 65_536  # samples drawn at a time
 
 @dataclass(frozen=True)
 class ExposureSpec:
-    """All that one training phase's data order depends on; written as `exposure` in the checkpoint's lineage.json.
+    """All that one training phase's data order depends on; the last of `exposures` in the checkpoint's lineage.json.
 
     `steps` counts steps done from 0; `geometry` is `ClipGeometry.to_dict()`; `shards_digest` the digest of the
     training_shards artefact; `replaced` lists (global sample, salt) of samples that were served by a stand-in.
@@ -37,9 +36,6 @@ class ExposureSpec:
     shards_digest: str = ""
     replaced: list[tuple[int, int]] = field(default_factory=list)
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"replaced": [list(pair) for pair in self.replaced]}
-
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ExposureSpec:
         known = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
@@ -52,20 +48,16 @@ class ExposureSpec:
             ) from error  # fmt: skip
 
 
-def write_spec(folder: Path, spec: ExposureSpec) -> None:
-    """Put the spec into the folder's lineage.json, beside whatever that file holds already."""
-    path = folder / LINEAGE_FILE
-    known = json.loads(path.read_text()) if path.is_file() else {}
-    write_atomic(path, json.dumps(known | {"exposure": spec.to_dict()}, indent=1, sort_keys=True))
-
-
 def read_spec(folder: Path) -> ExposureSpec | None:
-    """The spec in a checkpoint's lineage.json; None when the folder holds no training on video clips."""
+    """The spec of the phase that made a checkpoint; None when the folder holds no training on video clips.
+
+    The list `exposures` in lineage.json holds the earlier phases first; those are told by the artefact's parents.
+    """
     path = folder / LINEAGE_FILE
     if not path.is_file():
         return None
-    values = json.loads(path.read_text()).get("exposure")
-    return None if values is None else ExposureSpec.from_dict(values)
+    phases = json.loads(path.read_text()).get("exposures")
+    return ExposureSpec.from_dict(phases[-1]) if phases else None
 
 
 @dataclass(frozen=True)

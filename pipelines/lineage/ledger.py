@@ -11,7 +11,7 @@ import numpy as np
 from pipelines import schemas
 from pipelines.errors import MissingArtefact
 from pipelines.identity import canonical_json
-from pipelines.lineage.exposure import Exposure, ExposureSpec, expose, exposures, merge_spans, read_spec, write_spec
+from pipelines.lineage.exposure import Exposure, ExposureSpec, expose, exposures, merge_spans, read_spec
 from pipelines.lineage.render import render_html, render_text
 from pipelines.lineage.tree import Node, ancestors, find, inputs_of, trace
 from pipelines.shards.index import INDEX_FILE, ShardIndex
@@ -19,7 +19,7 @@ from pipelines.store import Artefact, Store
 
 __all__ = [
     "ExposureSpec", "Node", "checkpoint_row", "episode_seconds", "exposures", "find", "read_spec", "render_html", "render_text",
-    "source_seconds", "trace", "write_spec",
+    "source_seconds", "trace",
 ]  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -30,6 +31,10 @@ def spec_of(phase: str, steps: int, **changes: Any) -> ExposureSpec:
     return ExposureSpec(phase=phase, seed=5, steps=steps, global_batch=8, geometry=GEOMETRY.to_dict(), **changes)
 
 
+def write_lineage(folder: Path, *phases: ExposureSpec) -> None:
+    (folder / "lineage.json").write_text(json.dumps({"parents": {}, "exposures": [dataclasses.asdict(spec) for spec in phases]}))
+
+
 @pytest.fixture(scope="module")
 def chain(made_clips: Path, made_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict[str, Artefact]]:
     """A store from videos to a bundle, with real shards and small stand-ins for the weights."""
@@ -51,7 +56,7 @@ def chain(made_clips: Path, made_shards: Path, tmp_path_factory: pytest.TempPath
         schemas.write_table(schemas.table_of(schemas.VIDEOS, rows), folder / "videos.parquet", schemas.VIDEOS)
 
     def train(phase: str, steps: int) -> Any:
-        return lambda folder: ledger.write_spec(folder, spec_of(phase, steps, shards_digest=made["training_shards"].digest))
+        return lambda folder: write_lineage(folder, spec_of(phase, steps, shards_digest=made["training_shards"].digest))
 
     def episodes(folder: Path) -> None:
         rows = [{"episode_id": f"e{i}", "source": "sim", "steps": 10 + i, "step_s": 0.25, "licence": "MIT"} for i in range(3)]
@@ -107,12 +112,12 @@ def test_drawing_in_stretches_changes_nothing(made_shards: Path, monkeypatch: py
     assert all(np.array_equal(first, second) for first, second in zip(whole.spans, parts.spans, strict=True))
 
 
-def test_a_spec_survives_its_file_and_leaves_the_rest_of_it(tmp_path: Path) -> None:
-    (tmp_path / "lineage.json").write_text('{"parents": {"a": "b"}}')
-    spec = spec_of("p", 3, replaced=[(1, 2)], shards_digest="d")
-    ledger.write_spec(tmp_path, spec)
-    assert ledger.read_spec(tmp_path) == spec
-    assert json.loads((tmp_path / "lineage.json").read_text())["parents"] == {"a": "b"}
+def test_the_last_phase_in_the_file_is_the_one_that_made_the_checkpoint(tmp_path: Path) -> None:
+    last = spec_of("cooldown", 3, replaced=[(1, 2)], shards_digest="d")
+    write_lineage(tmp_path, spec_of("pretrain", 9), last)
+    assert ledger.read_spec(tmp_path) == last
+    (tmp_path / "lineage.json").write_text('{"episodes": {}}')
+    assert ledger.read_spec(tmp_path) is None
 
 
 def test_source_seconds_of_the_cooled_encoder_include_both_phases(chain: tuple[Store, dict[str, Artefact]]) -> None:
