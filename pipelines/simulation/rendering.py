@@ -10,6 +10,7 @@ import atexit
 import ctypes
 import os
 import sys
+import threading
 import weakref
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -132,6 +133,7 @@ class SceneRenderer:
     def __init__(self, model: mujoco.MjModel, supersample: int = 2) -> None:
         self._mujoco: Any = load_mujoco()
         self._context: Any = None
+        self._thread = threading.get_ident()
         self._model = model
         self.supersample = supersample
         mj = self._mujoco
@@ -174,6 +176,11 @@ class SceneRenderer:
         """One frame `(height, width, 3)` uint8 RGB of the state in `data`."""
         if self._context is None:
             raise RenderingError("this renderer was closed", remedy="Make a new one")
+        if threading.get_ident() != self._thread:
+            raise RenderingError(
+                "a renderer was used from another thread", expected="the thread that rendered first",
+                found=threading.current_thread().name, remedy="Make and use the simulated arm in one thread",
+            )  # fmt: skip
         mj, factor = self._mujoco, self.supersample
         tall, wide = height * factor, width * factor
         if tall > MAX_HEIGHT or wide > MAX_WIDTH:

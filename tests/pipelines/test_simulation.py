@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -179,6 +180,12 @@ def test_box_average_is_the_rounded_mean() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
     blocks = pixels.reshape(4, 2, 6, 2, 3).astype(float).mean(axis=(1, 3))
     np.testing.assert_array_equal(rendering.box_average(pixels, 2), np.floor(blocks + 0.5))
+
+
+def test_rendering_from_another_thread_says_so(arm: SimulatedArm) -> None:
+    arm.render()
+    with ThreadPoolExecutor(1) as pool, pytest.raises(rendering.RenderingError, match="another thread"):
+        pool.submit(arm.render).result()
 
 
 GL_CHECK = """
