@@ -32,6 +32,9 @@ class Masks:
     context_ids: Tensor
     target_ids: Tensor
 
+    def to(self, device: torch.device) -> Masks:
+        return Masks(self.context_ids.to(device), self.target_ids.to(device))
+
 
 def sample_masks(
     strategies: Sequence[MaskStrategy],

@@ -1,0 +1,116 @@
+"""What a finished phase leaves: weights, what the next phase restores, numbers and a picture, sealed by DONE.json."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import nn
+
+from models.weights import load_module, save_module
+from pipelines.checks import Check
+from pipelines.errors import TrainingError
+from pipelines.pretraining.curves import draw_curves
+from pipelines.pretraining.objective import JEPA
+from pipelines.pretraining.spec import Spec
+from pipelines.shards.loader import ClipGeometry
+from pipelines.training import checkpoint
+from pipelines.training.engine import EngineState
+from pipelines.training.metrics import Health, health
+
+DONE = "DONE.json"
+PARTS = ("encoder", "target_encoder", "predictor")
+
+
+def write_result(
+    spec: Spec, student: JEPA, target: nn.Module, state: EngineState, history: list[Health], world: int, seconds: float
+) -> dict[str, Any]:
+    """Fill the result folder (rank 0) and return the summary; DONE.json, with the hash of every file, comes last."""
+    folder, settings = spec.result, spec.settings
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for name, module in zip(PARTS, (student.encoder, target, student.predictor), strict=True):
+        save_module(module, folder, name)
+    checkpoint.write_moments(folder, state)
+    rows = read_metrics(spec.work_folder / "metrics.jsonl")
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    draw_curves(rows, folder / "curves.png", title=f"{spec.recipe.name} {spec.phase}")
+    verdict = health(history)
+    before = json.loads((spec.init_from / "state.json").read_text())["exposures"] if spec.init_from else []
+    geometry = ClipGeometry.of_phase(settings).to_dict()
+    exposure = {
+        "phase": spec.phase, "seed": spec.recipe.seed, "steps": settings.steps, "global_batch": settings.global_batch, "geometry": geometry,
+    }  # fmt: skip
+    measured = history[-1] if history else {}
+    summary = {
+        "steps": settings.steps, "clips": settings.steps * settings.global_batch, "ranks": world, "seconds": seconds,
+        "loss": measured.get("mean_loss"), "floor": measured.get("floor"), "rank_me": measured.get("rank_me"),
+        "first_rank_me": history[0]["rank_me"] if history else None, "target_std": measured.get("target_std"),
+        "data_wait": measured.get("data_wait"), "state": verdict.state, "health": verdict.line,
+        "parameters": sum(value.numel() for value in student.parameters()), "pictures": ["curves.png"],
+    }  # fmt: skip
+    exposures = [*before, exposure]
+    content = {"identity": spec.identity(), "step": settings.steps, "verdict": asdict(verdict), "exposures": exposures, "summary": summary}
+    (folder / "state.json").write_text(json.dumps(content, indent=1))
+    (folder / "lineage.json").write_text(json.dumps({**spec.lineage(), "exposures": exposures}, indent=1))
+    checkpoint.seal(folder, DONE)
+    return summary
+
+
+def read_result(folder: Path) -> EngineState:
+    """The state in which a finished phase left its engine, for the phase that follows."""
+    weights = {
+        f"{part}.{name}": value for part in ("encoder", "predictor") for name, value in load_file(folder / f"{part}.safetensors").items()
+    }
+    return EngineState(weights, *checkpoint.read_moments(folder))
+
+
+def build_pretrained(folder: Path, work_folder: Path) -> dict[str, Any]:
+    """Copy a finished phase into an artefact folder and return its summary; raises `TrainingError` when it is not whole."""
+    result = work_folder / "result"
+    problem = checkpoint.verify(result, DONE)
+    if problem:
+        raise TrainingError(
+            f"the training in {work_folder} left no whole result", expected=f"files as {DONE} lists them", found=problem,
+            remedy="run again: it goes on from the newest checkpoint",
+        )  # fmt: skip
+    for name in json.loads((result / DONE).read_text())["files"]:
+        shutil.copy2(result / name, folder / name)
+    return dict(json.loads((result / "state.json").read_text())["summary"])
+
+
+def check_pretrained(folder: Path) -> dict[str, Check]:
+    """Blocking checks of a pretrained or cooled encoder: every weight finite, features not collapsed."""
+    modules = {part: load_module(folder, part) for part in PARTS}  # refuses weights that are not finite
+    weights = sum(value.numel() for module in modules.values() for value in module.parameters())
+    largest = max(float(value.abs().max()) for module in modules.values() for value in module.parameters())
+    verdict = json.loads((folder / "state.json").read_text())["verdict"]
+    return {
+        "finite": Check(math.isfinite(largest), "finite weights", f"{weights} weights, largest {largest:.3g}", "train again"),
+        "not_collapsed": Check(
+            verdict["state"] != "collapsed", "features that tell clips apart", verdict["line"],
+            "lower the learning rate or raise the EMA momentum in the recipe, and train again",
+        ),
+    }  # fmt: skip
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Rows of metrics.jsonl, those of one step merged, in order."""
+    rows: dict[int, dict[str, float]] = {}
+    if path.exists():
+        for line in path.read_text().splitlines():
+            row = json.loads(line)
+            rows.setdefault(row["step"], {}).update(row)
+    return [rows[step] for step in sorted(rows)]
+
+
+def cut_metrics(path: Path, step: int) -> None:
+    """Forget what was reported after `step`: a resumed run reports it again."""
+    kept = [row for row in read_metrics(path) if row["step"] <= step]
+    if path.exists():
+        path.write_text("".join(json.dumps(row) + "\n" for row in kept))

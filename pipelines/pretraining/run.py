@@ -1,0 +1,147 @@
+"""The program of one rank: `python -m pipelines.pretraining.run --spec spec.json`.
+
+Under the launcher, torchrun or the deepspeed command it is one of several ranks; started alone it trains in one process
+without DeepSpeed. The same spec in the same work folder goes on from the newest whole checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from models.encoder import EncoderConfig, VideoEncoder
+from models.errors import TubeletError
+from models.predictor import MaskedPredictor, PredictorConfig
+from models.weights import load_module
+from pipelines.errors import InputError
+from pipelines.identity import stable_seed
+from pipelines.pretraining.objective import JEPA
+from pipelines.pretraining.result import (
+    DONE,
+    build_pretrained,
+    check_pretrained,
+    cut_metrics,
+    read_result,
+    write_result,
+)
+from pipelines.pretraining.spec import Spec, read_spec, write_spec
+from pipelines.pretraining.task import Pretraining
+from pipelines.recipes import Recipe
+from pipelines.reporting import Reporter, configure_logging, open_reporter
+from pipelines.shards.loader import ClipGeometry, ClipLoader
+from pipelines.training import checkpoint
+from pipelines.training.ema import make_target
+from pipelines.training.engine import Engine, EngineConfig, open_engine
+from pipelines.training.guard import Guard, GuardStop, Stopped, StopRequest
+from pipelines.training.launcher import EXIT_GUARD, EXIT_INPUT, EXIT_STOPPED
+from pipelines.training.loop import Schedule, train
+
+__all__ = ["build_pretrained", "check_pretrained", "main", "write_spec"]
+
+logger = logging.getLogger("tubelet.pretraining")
+
+
+def build_student(recipe: Recipe, height: int, width: int, frames: int) -> JEPA:
+    """Encoder and predictor as the recipe's seed initialises them."""
+    shapes = {"img_size": (height, width), "num_frames": frames}
+    encoder = EncoderConfig(**recipe.encoder.model_dump(), **shapes)
+    inherited = {name: getattr(encoder, name) for name in ("patch_size", "tubelet_size", "rope_layout")}
+    predictor = PredictorConfig(embed_dim=encoder.embed_dim, **recipe.predictor.model_dump(), **shapes, **inherited)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stable_seed("init", recipe.seed))
+        tokens = [number if recipe.pretraining.mask_token == "per_strategy" else 0 for number in range(len(recipe.pretraining.masks))]
+        return JEPA(VideoEncoder(encoder), MaskedPredictor(predictor), tokens)
+
+
+def run(spec: Spec, stop: StopRequest) -> None:
+    """Train one phase from its beginning, from the phase before, or from its own newest checkpoint, to its result."""
+    started = time.monotonic()
+    torch.set_num_threads(spec.threads)
+    recipe, settings = spec.recipe.pretraining, spec.settings
+    student = build_student(spec.recipe, settings.height, settings.width, settings.frames)
+    target = make_target(student.encoder)
+    engine = open_engine(student, EngineConfig(recipe.zero_stage, recipe.precision, settings.clip_grad_norm))
+    reporter = open_reporter(spec.work_folder, engine.rank)
+    loader = ClipLoader(
+        spec.shards_folder, ClipGeometry.of_phase(settings), seed=spec.recipe.seed, phase=spec.phase,
+        global_batch=settings.global_batch, rank=engine.rank, world=engine.world,
+    )  # fmt: skip
+    task, guard = Pretraining(engine, target, recipe, spec.phase, spec.recipe.seed, spec.identity()), Guard()
+    start = _restore(spec, engine, task, guard, loader, reporter)
+    reporter.log(f"{spec.phase}: ready after {time.monotonic() - started:.1f} s, {engine.world} ranks")
+    train(
+        engine, task,
+        Schedule(settings.steps, settings.learning_rate, settings.ema, settings.weight_decay, settings.checkpoint_every),
+        loader.batches, start=start, checkpoints=spec.checkpoints, guard=guard, reporter=reporter, stop=stop,
+    )  # fmt: skip
+    state = engine.state()
+    if state is not None:
+        seconds = time.monotonic() - started
+        reporter.finish(write_result(spec, student, task.target, state, task.history, engine.world, seconds))
+    engine.close()
+
+
+def _restore(
+    spec: Spec, engine: Engine, task: Pretraining, guard: Guard, loader: ClipLoader, reporter: Reporter
+) -> int:
+    """Bring every rank to the same state and return the step to go on from."""
+    found = checkpoint.newest(spec.checkpoints) if engine.rank == 0 else None
+    start = engine.from_first(checkpoint.step_of(found) if found else 0)
+    if start:
+        path = spec.checkpoints / checkpoint.name_of(start)
+        state = json.loads((path / checkpoint.STATE).read_text())
+        if state["identity"] != spec.identity():
+            raise InputError(
+                f"{spec.work_folder} holds checkpoints of another training", expected=spec.identity(), found=state["identity"],
+                remedy="give this training a work folder of its own",
+            )  # fmt: skip
+        engine.restore(checkpoint.read_engine_state(path))
+        task.restore(path, state)
+        guard.restore(state["guard"])
+        for step in range(min(start, task.buffered)):
+            task.remember(step, loader.batch(step))
+        reporter.log(f"{spec.phase}: going on from the checkpoint of step {start}")
+    elif spec.init_from is not None:
+        engine.restore(read_result(spec.init_from))
+        task.target.load_state_dict(load_module(spec.init_from, "target_encoder").state_dict(), strict=True)
+        reporter.log(f"{spec.phase}: encoder, target encoder and optimizer of the phase before restored")
+    if engine.rank == 0:
+        cut_metrics(spec.work_folder / "metrics.jsonl", start)
+    return start
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code: 0 with a sealed result, 2 for a request that cannot be met, 85 stopped on request, 86 stopped by the guard."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--spec", type=Path, required=True)
+    arguments = parser.parse_args(argv)
+    configure_logging(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
+    try:
+        spec = read_spec(arguments.spec)
+        if not checkpoint.verify(spec.result, DONE):
+            logger.info("%s: finished before", spec.phase)
+            return 0
+        with StopRequest() as stop:
+            run(spec, stop)
+    except Stopped as reason:
+        logger.info("%s", reason)
+        return EXIT_STOPPED
+    except GuardStop as error:
+        logger.error("%s", error)
+        return EXIT_GUARD
+    except TubeletError as error:
+        logger.error("%s", error)
+        return EXIT_INPUT
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

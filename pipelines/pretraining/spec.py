@@ -1,0 +1,87 @@
+"""What one phase of pretraining is asked to do, as the file that starts its processes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+
+from pipelines.errors import InputError
+from pipelines.identity import digest_of
+from pipelines.recipes import Phase, Recipe
+from pipelines.store import write_atomic
+
+
+class Spec(pydantic.BaseModel):
+    """`init_from` is the artefact folder of the phase before; the cooldown cannot do without. `threads` is a rank's."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+    recipe: Recipe
+    phase: Literal["pretrain", "cooldown"]
+    shards_folder: Path
+    work_folder: Path
+    init_from: Path | None = None
+    threads: int = 1
+
+    @property
+    def settings(self) -> Phase:
+        return self.recipe.pretraining.pretrain if self.phase == "pretrain" else self.recipe.pretraining.cooldown
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.work_folder / "checkpoints"
+
+    @property
+    def result(self) -> Path:
+        return self.work_folder / "result"
+
+    def lineage(self) -> dict[str, Any]:
+        """Digests of what goes in."""
+        return {
+            "recipe": self.recipe.name, "recipe_digest": self.recipe.digest("encoder", "predictor", "pretraining"), "phase": self.phase,
+            "seed": self.recipe.seed, "shards": _digest_in(self.shards_folder), "parent": _digest_in(self.init_from) if self.init_from else None,
+        }  # fmt: skip
+
+    def identity(self) -> str:
+        """Digest of what decides the weights; ranks, threads and the ZeRO stage change rounding only."""
+        recipe = self.recipe.pretraining
+        training = recipe.model_dump(mode="json", exclude={"ranks", "zero_stage", "pretrain", "cooldown"})
+        shapes = [self.recipe.encoder.model_dump(mode="json"), self.recipe.predictor.model_dump(mode="json")]
+        lineage = {key: value for key, value in self.lineage().items() if key not in ("recipe", "recipe_digest")}
+        return digest_of([lineage, shapes, training, self.settings.model_dump(mode="json")])
+
+
+def write_spec(
+    work_folder: Path, recipe: Recipe, phase: Literal["pretrain", "cooldown"], shards_folder: Path,
+    init_from: Path | None = None, threads: int = 1,
+) -> Path:  # fmt: skip
+    """Write `work_folder`/spec.json for `python -m pipelines.pretraining.run --spec` and return its path."""
+    work_folder.mkdir(parents=True, exist_ok=True)
+    spec = Spec(recipe=recipe, phase=phase, shards_folder=shards_folder, work_folder=work_folder, init_from=init_from, threads=threads)
+    write_atomic(work_folder / "spec.json", spec.model_dump_json(indent=1))
+    return work_folder / "spec.json"
+
+
+def read_spec(path: Path) -> Spec:
+    """Raises `InputError` that names what is wrong."""
+    try:
+        spec = Spec.model_validate_json(path.read_text())
+    except (OSError, pydantic.ValidationError) as error:
+        raise InputError(f"{path} does not describe a pretraining phase", found=str(error), remedy="write it with write_spec") from error
+    if spec.phase == "cooldown" and spec.init_from is None:
+        raise InputError(
+            "the cooldown has nothing to cool", expected="init_from, the folder of the pretrained encoder", found="none",
+            remedy="materialize pretrained_encoder first",
+        )  # fmt: skip
+    return spec
+
+
+def _digest_in(folder: Path) -> str:
+    """Content digest of an artefact folder, from its manifest; of the files' names and sizes where there is none."""
+    manifest = folder / "MANIFEST.json"
+    if manifest.is_file():
+        return str(json.loads(manifest.read_text())["digest"])
+    return digest_of(sorted((str(path.relative_to(folder)), path.stat().st_size) for path in folder.rglob("*") if path.is_file()))
