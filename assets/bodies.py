@@ -10,27 +10,23 @@ import base64
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Event, Lock, Thread
 from typing import Any
 
 import dagster as dg
 
 from assets.launchers import TrainingFailed, TrainLauncher
+from assets.pulse import Pulse
 from assets.resources import StoreResource
 from pipelines.checks import Check, failed
 from pipelines.errors import StoreError, TubeletError
-from pipelines.reporting import Progress
 from pipelines.store import Artefact, Store
 
 logger = logging.getLogger("tubelet.stage")
 PICTURE_LIMIT = 100_000
 """Bytes; inline pictures live in Dagster's database and travel with every query."""
-SILENCE_S = 4.0
-EVENT_LOG_EVERY_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -40,14 +36,18 @@ class Task:
     folder: Path
     work_folder: Path
     context: dg.AssetExecutionContext
-    progress: Callable[..., None]
+    pulse: Pulse
     trainer: TrainLauncher | None = None
+
+    @property
+    def progress(self) -> Callable[..., None]:
+        return self.pulse.progress
 
     def train(self, jobs: Sequence[Any], done: Sequence[Path]) -> None:
         """Run training jobs to their end, out of process; raises unless every marker in `done` exists afterwards."""
         if self.trainer is None:
             raise StoreError("this stage was given no launcher", expected="a TrainLauncher resource", found="none")
-        self.trainer.run(self.context, jobs, work_folder=self.work_folder, done=done)
+        self.trainer.run(self.context, jobs, work_folder=self.work_folder, done=done, heard=self.pulse.heard)
 
 
 @dataclass(frozen=True)
@@ -129,51 +129,13 @@ def _produce(
 ) -> Artefact:
     def build(folder: Path) -> dict[str, Any]:
         work = store.folder("work", plan.asset, plan.partition, plan.identity)
-        with _progress(context, plan.key) as progress:
-            return plan.build(Task(folder, work, context, progress, trainer))
+        with Pulse(plan.key, event=context.log.info) as pulse:
+            return plan.build(Task(folder, work, context, pulse, trainer))
 
     return store.produce(
         plan.asset, build, inputs=plan.inputs, config=plan.config, partition=plan.partition,
         code_version=plan.code_version,
     )  # fmt: skip
-
-
-@contextmanager
-def _progress(context: dg.AssetExecutionContext, key: str) -> Iterator[Callable[..., None]]:
-    """A progress callable that is never silent for long: lines for the person, few events for Dagster's log."""
-    lock, stopped = Lock(), Event()
-    started = time.monotonic()
-    spoken = {"line": started, "event": started}
-    latest: dict[str, Any] = {}
-
-    def emit(line: str) -> None:
-        spoken["line"] = time.monotonic()
-        logger.info("    %s", line)
-        if spoken["line"] - spoken["event"] >= EVENT_LOG_EVERY_S:
-            spoken["event"] = spoken["line"]
-            context.log.info(line)
-
-    with Progress(key, 0, "items", emit=emit) as bar:
-
-        def progress(done: int, total: int | None = None, text: str = "") -> None:
-            with lock:
-                latest.update(done=done)
-                bar(done, total, text)
-
-        def watch() -> None:
-            while not stopped.wait(1.0):
-                with lock:
-                    now = time.monotonic()
-                    if now - spoken["line"] >= SILENCE_S:
-                        emit(bar.line(now) if latest else f"{key}: at work for {now - started:.0f} s")
-
-        watcher = Thread(target=watch, name=f"progress-{key}", daemon=True)
-        watcher.start()
-        try:
-            yield progress
-        finally:
-            stopped.set()
-            watcher.join()
 
 
 def _insist_on_declared(context: dg.AssetExecutionContext, key: str, checks: dict[str, Check]) -> set[str]:

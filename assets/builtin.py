@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipelines.curation import sources
-from pipelines.store import Artefact, Store
+from pipelines.store import Store
 
 SOURCES = {"demo": "builtin", "smoke": "builtin-smoke"}
 """Name of the registered source for each scale of the corpus."""
@@ -14,15 +14,19 @@ LICENCE = "MIT (rendered by this project)"
 SEED = 7
 
 
-def ensure_corpus(store: Store, scale: str = "demo", progress: Callable[..., None] | None = None) -> Artefact:
-    """The corpus artefact of `scale` ("demo" or "smoke"), made on first use: `pool/` and `targets/`."""
+def corpus_folder(store: Store, scale: str) -> Path:
+    return store.root / "corpus" / scale
 
-    def build(folder: Path) -> dict:
-        from pipelines.corpus import pool
 
-        return pool.make_corpus(folder, seed=SEED, scale=scale, workers=2, progress=progress)
+def ensure_corpus(store: Store, scale: str, progress: Callable[..., None] | None = None) -> Path:
+    """Folder with `pool/` and `targets/` of `scale` ("demo" or "smoke"); made on first use, goes on when interrupted."""
+    from pipelines.corpus import pool
 
-    return store.produce("corpus", build, partition=scale, config={"seed": SEED})
+    folder = corpus_folder(store, scale)
+    with store.writing():
+        folder.parent.mkdir(exist_ok=True)
+        pool.make_corpus(folder, seed=SEED, scale=scale, workers=2, progress=progress)
+    return folder
 
 
 def builtin_scale(store: Store) -> str | None:
@@ -33,8 +37,8 @@ def builtin_scale(store: Store) -> str | None:
 
 def register_corpus(store: Store, scale: str = "demo", progress: Callable[..., None] | None = None) -> None:
     """Make the built-in pool of `scale` a registered source."""
-    corpus = ensure_corpus(store, scale, progress)
-    sources.register_source(store, SOURCES[scale], corpus.path / "pool", licence=LICENCE, uploader="tubelet")
+    folder = ensure_corpus(store, scale, progress)
+    sources.register_source(store, SOURCES[scale], folder / "pool", licence=LICENCE, uploader="tubelet")
 
 
 def ensure_sources(store: Store, progress: Callable[..., None] | None = None) -> None:
@@ -45,4 +49,4 @@ def ensure_sources(store: Store, progress: Callable[..., None] | None = None) ->
 
 def targets_root(store: Store, progress: Callable[..., None] | None = None) -> Path:
     """Folder of the built-in target sets, of the scale this store was started with."""
-    return ensure_corpus(store, builtin_scale(store) or "demo", progress).path / "targets"
+    return ensure_corpus(store, builtin_scale(store) or "demo", progress) / "targets"

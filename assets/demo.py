@@ -19,6 +19,7 @@ from assets.builtin import register_corpus
 from assets.lineage import observed_version
 from assets.partitions import SIMULATED_EPISODES, SIMULATED_ROBOT
 from assets.planning import DeploymentConfig
+from assets.pulse import Pulse
 from assets.reconcile import reconcile_runs
 from assets.robot_data import EpisodesConfig
 from assets.runs import Run, RunFailed, Runner, ingest_runs, open_instance, recipe_run
@@ -27,7 +28,6 @@ from pipelines.curation import sources
 from pipelines.errors import InputError, StoreError
 from pipelines.identity import digest_of
 from pipelines.recipes import load_recipe
-from pipelines.reporting import Progress
 from pipelines.store import Store, write_atomic
 
 logger = logging.getLogger("tubelet.demo")
@@ -54,12 +54,14 @@ def run_demo(options: DemoOptions) -> int:
         for run_id in reconcile_runs(instance):
             logger.info("ended run %s, whose process was gone", run_id)
         logger.info("store %s, recipe %s", store.root, options.recipe)
-        prepare_sources(store, options)
+        corpus_seconds = prepare_sources(store, options)
         look_at_sources(store, instance)
         configs: dict[str, dg.Config] = {"robot_deployment": DeploymentConfig(recipe=options.recipe)}
         if options.corpus_scale == "smoke":
             configs["robot_episodes"] = SMOKE_EPISODES
         runner = Runner(store, instance, configs)
+        if corpus_seconds > 1:
+            runner.times["built-in corpus"] = corpus_seconds
         worked = ingest(runner, sources.list_batches(store))
         for run in (
             Run("episodes", SIMULATED_EPISODES, ["robot_episodes"]),
@@ -87,16 +89,22 @@ def ingest(runner: Runner, batches: list[str]) -> bool:
     return worked
 
 
-def prepare_sources(store: Store, options: DemoOptions) -> None:
-    """Register the built-in pool, and the person's own folder when one was named and something in it decodes."""
+def prepare_sources(store: Store, options: DemoOptions) -> float:
+    """Register the built-in pool, and the person's own folder when one was named and something in it decodes.
+
+    Returns the seconds that making the built-in corpus took.
+    """
     if options.videos is not None:
         root = options.videos.expanduser().absolute()
         insist_on_a_video(root)
         sources.register_source(store, source_name(store, root), root, uploader="operator")
-    with Progress("built-in corpus", 0, "files") as progress:
-        register_corpus(store, options.corpus_scale, progress)
+    started = time.monotonic()
+    with Pulse("built-in corpus", "films") as pulse:
+        register_corpus(store, options.corpus_scale, pulse.progress)
+    seconds = time.monotonic() - started
     made = sources.new_batches(store)
     logger.info("sources: %s", "new batches " + ", ".join(made) if made else "no new files")
+    return seconds
 
 
 def insist_on_a_video(root: Path) -> None:
@@ -133,10 +141,11 @@ def look_at_sources(store: Store, instance: dg.DagsterInstance) -> None:
 
 
 def remember_times(store: Store, times: dict[str, float], seconds: float) -> None:
-    """Keep the wall times of the last run that did any work, for the report."""
+    """Keep the wall times of the runs that did work, for the report; those of earlier demos stay."""
+    path = store.root / "logs" / "demo.json"
+    before = json.loads(path.read_text())["runs"] if path.exists() else {}
     with store.writing():
-        (store.root / "logs").mkdir(exist_ok=True)
-        write_atomic(store.root / "logs" / "demo.json", json.dumps({"seconds": seconds, "runs": times}))
+        write_atomic(path, json.dumps({"seconds": seconds, "runs": {**before, **times}}))
 
 
 def conclude(store: Store, recipe: str, worked: bool, seconds: float) -> int:

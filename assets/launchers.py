@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,8 +36,9 @@ class TrainLauncher(dg.ConfigurableResource):
     grace_s: float = 20.0
 
     def run(
-        self, context: dg.AssetExecutionContext, jobs: Sequence[Job], *, work_folder: Path, done: Sequence[Path]
-    ) -> None:
+        self, context: dg.AssetExecutionContext, jobs: Sequence[Job], *, work_folder: Path, done: Sequence[Path],
+        heard: Callable[[], None],
+    ) -> None:  # fmt: skip
         """Start `jobs` together, relay their lines, wait, and insist on every marker in `done`.
 
         Raises `TrainingFailed`. Whatever happens (cancel, exception, Ctrl-C), no process of the jobs is left behind.
@@ -48,7 +49,7 @@ class TrainLauncher(dg.ConfigurableResource):
         if all(path.exists() for path in done):
             logger.info("    %s: finished before, nothing to train", context.asset_key.to_user_string())
             return
-        speak = _Relay(context)
+        speak = _Relay(context, heard)
         with dg.open_pipes_session(
             context,
             context_injector=dg.PipesTempFileContextInjector(),
@@ -85,12 +86,13 @@ class TrainLauncher(dg.ConfigurableResource):
 class _Relay:
     """Every line to the console's logger; one in `EVENT_LOG_EVERY_S` seconds to Dagster's event log."""
 
-    def __init__(self, context: dg.AssetExecutionContext) -> None:
-        self._context = context
+    def __init__(self, context: dg.AssetExecutionContext, heard: Callable[[], None]) -> None:
+        self._context, self._heard = context, heard
         self._last = time.monotonic()
 
     def __call__(self, line: str) -> None:
         logger.info("    %s", line.rstrip())
+        self._heard()
         now = time.monotonic()
         if now - self._last >= EVENT_LOG_EVERY_S:
             self._last = now

@@ -22,11 +22,6 @@ DEPLOYMENT_CHECKS = ("agent_runs_this_bundle", "bad_command_refused", "real_robo
 agent_logger = logging.getLogger("tubelet.agent")
 
 
-def relay_to_console(line: str) -> None:
-    agent_logger.info("    %s", line)
-
-
-
 class PlanningConfig(dg.Config):
     workers: int = 2
 
@@ -133,8 +128,12 @@ def plan_robot_deployment(store: Store, robot: str, config: DeploymentConfig) ->
     target = deployment_target(store, robot)
 
     def build(task: Task) -> dict[str, Any]:
+        def relay(line: str) -> None:
+            agent_logger.info("    %s", line)
+            task.pulse.heard()
+
         return deployment.run_deployment(
-            task.folder, folder, target, repository=REPOSITORY, work_folder=task.work_folder, on_line=relay_to_console
+            task.folder, folder, target, repository=REPOSITORY, work_folder=task.work_folder, on_line=relay
         )
 
     def published(_artefact: Artefact) -> bool:

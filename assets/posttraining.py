@@ -1,6 +1,7 @@
 """Action-conditioned post-training on the frozen encoder: the world model, and its control on a random encoder."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import dagster as dg
@@ -42,7 +43,10 @@ def plan_world_model(store: Store, recipe_name: str, config: PosttrainConfig) ->
                 "work_folder": str(work), "threads": config.threads,
             }  # fmt: skip
             write_atomic(work / "spec.json", json.dumps(content, indent=1))
-            jobs += launcher.distributed_jobs("pipelines.posttraining.run", ["--spec", str(work / "spec.json")], 1, threads=config.threads)
+            (job,) = launcher.distributed_jobs(
+                "pipelines.posttraining.run", ["--spec", str(work / "spec.json")], ranks=1, threads=config.threads
+            )
+            jobs.append(replace(job, name=kind))
             done.append(work / "result" / "DONE.json")
         task.train(jobs, done=done)
         return run.build_world_model(task.folder, task.work_folder)

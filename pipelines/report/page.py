@@ -12,6 +12,7 @@ from pipelines.lineage.tree import trace
 from pipelines.report.style import STYLE
 from pipelines.store import Artefact, Store
 
+METRICS = {"r2_mean": "mean R²", "sign_accuracy": "sign", "direction_accuracy": "6-way direction", "accuracy": "accuracy"}
 PICTURE_TYPES = {".png": "image/png", ".gif": "image/gif", ".jpg": "image/jpeg"}
 
 
@@ -135,24 +136,27 @@ def _health(numbers: dict[str, Any]) -> str:
 
 
 def _probes(rows: list[dict[str, Any]]) -> str:
-    def drawn(row: dict[str, Any]) -> str:
-        if row.get("low") is None or row.get("high") is None:
-            return ""
-        return interval(row["value"], row["low"], row["high"])
-
-    cells = [
-        [*(html.escape(str(row.get(name, ""))) for name in ("task", "features", "encoder")), drawn(row), _number(row["value"])]
-        for row in rows
-    ]
-    return table(["task", "features", "encoder", "interval", "value"], cells, numeric=1)
+    shown = [row for row in rows if row["metric"] in METRICS]
+    shown.sort(key=lambda row: (row["task"], row["features"], row["metric"]))
+    cells = []
+    for row in shown:
+        difference = row["encoder"] == "trained_minus_random"
+        drawn = interval(row["value"], row["low"], row["high"], **({"floor": -0.5, "ceiling": 0.5} if difference else {}))
+        words = (row["task"], row["features"].replace("_", " "), METRICS[row["metric"]], row["encoder"].replace("_", " "))
+        value = f"{row['value']:+.3f}" if difference else f"{row['value']:.3f}"
+        cells.append([*(html.escape(str(word)) for word in words), drawn, value, f"[{row['low']:.3f}, {row['high']:.3f}]", str(row["n"])])
+    return table(["task", "features", "measure", "encoder", "", "value", "95 %", "n"], cells, numeric=3)
 
 
 def _losses(losses: dict[str, Any]) -> str:
-    names = ("true", "shuffled", "zero", "copy")
-    rows = [["trained encoder", *(_number(losses.get(name)) for name in names)]]
-    if losses.get("control"):
-        rows.append(["random encoder (control)", *(_number(losses["control"].get(name)) for name in names)])
-    return table(["world model", "true actions", "shuffled", "zero", "copy of the last frame"], rows, numeric=4)
+    names = ("true", "shuffled", "zero", "copy", "true_over_shuffled", "true_over_zero")
+    rows = [
+        [label, *(f"{losses[kind][name]['value']:.4f}" for name in names)]
+        for kind, label in (("trained", "trained encoder"), ("random", "random encoder (control)"))
+        if kind in losses
+    ]
+    headers = ["world model", "true actions", "shuffled", "zero", "copy of the last frame", "true / shuffled", "true / zero"]
+    return table(headers, rows, numeric=len(names))
 
 
 def _planning(planning: dict[str, Any]) -> str:
