@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -51,9 +52,9 @@ logger = logging.getLogger("tubelet.pretraining")
 
 def build_student(recipe: Recipe, height: int, width: int, frames: int) -> JEPA:
     """Encoder and predictor as the recipe's seed initialises them."""
-    shapes = {"img_size": (height, width), "num_frames": frames}
+    shapes: dict[str, Any] = {"img_size": (height, width), "num_frames": frames}
     encoder = EncoderConfig(**recipe.encoder.model_dump(), **shapes)
-    inherited = {name: getattr(encoder, name) for name in ("patch_size", "tubelet_size", "rope_layout")}
+    inherited: dict[str, Any] = {name: getattr(encoder, name) for name in ("patch_size", "tubelet_size", "rope_layout")}
     predictor = PredictorConfig(embed_dim=encoder.embed_dim, **recipe.predictor.model_dump(), **shapes, **inherited)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stable_seed("init", recipe.seed))

@@ -347,7 +347,8 @@ def check_state(state: EngineState, module: nn.Module) -> None:
 
 def plain_moments(module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], int]:
     """Moments of a torch optimizer by parameter name, and the number of steps it has taken."""
-    steps, moments = 0, {}
+    steps = 0
+    moments: dict[str, Tensor] = {}
     for name, parameter in module.named_parameters():
         state = optimizer.state.get(parameter)
         if state:
