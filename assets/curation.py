@@ -6,11 +6,11 @@ from typing import Any
 import dagster as dg
 
 from assets.bodies import Plan, Task, blocking, carry_out
-from assets.builtin import targets_root
+from assets.builtin import LICENCE, targets_root
 from assets.partitions import ingest_batches
 from assets.resources import StoreResource
 from assets.sources import videos
-from pipelines.checks import Check
+from pipelines.curation import sources
 from pipelines.errors import MissingArtefact
 from pipelines.store import Artefact, Store
 
@@ -105,22 +105,26 @@ def embedded_batches(store: Store) -> dict[str, tuple[Artefact, Artefact]]:
 
 
 class TargetsConfig(dg.Config):
-    """`root` holds the target sets (one folder each); empty means the built-in ones."""
+    """`root` holds the target sets, `<set>/{train,eval}/<label>/*`; empty means the built-in ones."""
 
     root: str = ""
+    licence: str = ""
+    workers: int = 2
 
 
 def plan_target_videos(store: Store, config: TargetsConfig) -> Plan:
     from pipelines.curation import targets
 
     root = Path(config.root) if config.root else targets_root(store)
+    licence = config.licence if config.root else LICENCE
 
     def build(task: Task) -> dict[str, Any]:
-        return targets.build_target_videos(task.folder, root, progress=task.progress)
+        settings = targets.TargetsConfig(workers=config.workers, licence=licence)
+        return targets.build_target_videos(task.folder, root, settings, task.progress)
 
     return Plan(
         "target_videos", build, lambda artefact: targets.check_target_videos(artefact.path),
-        config={"root": targets.root_digest(root)}, highlights=("sets", "videos", "clips"),
+        config={"root": targets.root_digest(root), "licence": licence}, highlights=("sets", "videos", "clips"),
     )  # fmt: skip
 
 
@@ -152,28 +156,31 @@ def target_embeddings(
 
 
 class DistinctConfig(dg.Config):
-    pass
+    """Static and black clips are always scored; these leave them out too. Thresholds: pipelines/curation/duplicates.py."""
+
+    filter_static: bool = False
+    filter_black: bool = False
 
 
 def plan_distinct_clips(store: Store, config: DistinctConfig) -> Plan:
+    from pipelines.curation import duplicates
+
+    settings = duplicates.DuplicatesConfig(**config.model_dump())
     batches = embedded_batches(store)
     targets, target_vectors = store.current("target_videos"), store.current("target_embeddings")
+    superseded = {key: paths for key, paths in sources.superseded(store).items() if key in batches}
 
     def build(task: Task) -> dict[str, Any]:
-        from pipelines.curation import duplicates
-
         folders = {batch: (found.path, vectors.path) for batch, (found, vectors) in batches.items()}
-        summary = duplicates.build_distinct(task.folder, folders, targets.path, target_vectors.path)
+        summary = duplicates.build_distinct(task.folder, folders, targets.path, target_vectors.path, settings, superseded)
         digests = {batch: vectors.digest for batch, (_, vectors) in batches.items()}
         return {**summary, "batches": len(digests), "batch_digests": digests}
 
-    def check(artefact: Artefact) -> dict[str, Check]:
-        from pipelines.curation import duplicates
-
-        return duplicates.check_distinct(artefact.path)
-
     inputs = [artefact for pair in batches.values() for artefact in pair] + [targets, target_vectors]
-    return Plan("distinct_clips", build, check, inputs=inputs, highlights=("clips", "removed", "batches"))
+    return Plan(
+        "distinct_clips", build, lambda artefact: duplicates.check_distinct(artefact.path), inputs=inputs,
+        config={**settings.model_dump(mode="json"), "superseded": superseded}, highlights=("clips", "removed", "batches"),
+    )  # fmt: skip
 
 
 @dg.asset(
@@ -183,7 +190,7 @@ def plan_distinct_clips(store: Store, config: DistinctConfig) -> Plan:
         target_videos, target_embeddings,
     ],
     group_name="curation", owners=OWNERS, kinds={"faiss", "parquet"}, code_version="1",
-    check_specs=blocking("distinct_clips", "not_empty"),
+    check_specs=blocking("distinct_clips", "not_empty", "removals_explained"),
 )  # fmt: skip
 def distinct_clips(context: dg.AssetExecutionContext, config: DistinctConfig, storage: StoreResource) -> dg.MaterializeResult:
     """Every batch merged, without near-duplicates and without clips that leak the evaluation sets.
@@ -194,25 +201,30 @@ def distinct_clips(context: dg.AssetExecutionContext, config: DistinctConfig, st
 
 
 class ClusterConfig(dg.Config):
-    pass
+    """About one fine cluster for `clips_per_cluster` clips, at most `max_clusters`, grouped into `coarse_clusters`."""
+
+    clips_per_cluster: int = 4
+    max_clusters: int = 48
+    coarse_clusters: int = 6
+    seed: int = 0
 
 
 def plan_clip_clusters(store: Store, config: ClusterConfig) -> Plan:
+    from pipelines.curation import clustering
+
+    settings = clustering.ClustersConfig(**config.model_dump())
     distinct = store.current("distinct_clips")
     targets, target_vectors = store.current("target_videos"), store.current("target_embeddings")
 
     def build(task: Task) -> dict[str, Any]:
-        from pipelines.curation import clustering
-
-        return clustering.build_clusters(task.folder, distinct.path, targets.path, target_vectors.path)
-
-    def check(artefact: Artefact) -> dict[str, Check]:
-        from pipelines.curation import clustering
-
-        return clustering.check_clusters(artefact.path)
+        return clustering.build_clusters(
+            task.folder, distinct.path, targets.path, target_vectors.path, settings, task.progress
+        )
 
     return Plan(
-        "clip_clusters", build, check, inputs=[distinct, targets, target_vectors], highlights=("clusters", "coarse_clusters"),
+        "clip_clusters", build, lambda artefact: clustering.check_clusters(artefact.path),
+        inputs=[distinct, targets, target_vectors], config=settings.model_dump(mode="json"),
+        highlights=("clusters", "coarse_clusters", "largest_cluster"),
     )  # fmt: skip
 
 
@@ -226,31 +238,40 @@ def clip_clusters(context: dg.AssetExecutionContext, config: ClusterConfig, stor
 
 
 class SelectionConfig(dg.Config):
-    pass
+    """`repeat_cap` bounds a clip's weight in uniform shares; `uniform_mix` of the draws is spread over all clips.
+
+    The paper: no cap (a large number) and no uniform part (0).
+    """
+
+    support: int = 1
+    smoothing: int = 1
+    repeat_cap: float = 6.0
+    uniform_mix: float = 0.2
 
 
 def plan_curated_clips(store: Store, config: SelectionConfig) -> Plan:
+    from pipelines.curation import retrieval
+
+    settings = retrieval.SelectionConfig(**config.model_dump())
     distinct, clusters = store.current("distinct_clips"), store.current("clip_clusters")
     targets, target_vectors = store.current("target_videos"), store.current("target_embeddings")
 
     def build(task: Task) -> dict[str, Any]:
-        from pipelines.curation import retrieval
-
-        return retrieval.build_selection(task.folder, distinct.path, clusters.path, targets.path)
-
-    def check(artefact: Artefact) -> dict[str, Check]:
-        from pipelines.curation import retrieval
-
-        return retrieval.check_selection(artefact.path)
+        return retrieval.build_selection(
+            task.folder, distinct.path, clusters.path, targets.path, target_vectors.path, settings
+        )
 
     return Plan(
-        "curated_clips", build, check, inputs=[distinct, clusters, targets, target_vectors], highlights=("clips", "kl"),
+        "curated_clips", build, lambda artefact: retrieval.check_selection(artefact.path),
+        inputs=[distinct, clusters, targets, target_vectors], config=settings.model_dump(mode="json"),
+        highlights=("clips", "kl", "coverage"),
     )  # fmt: skip
 
 
 @dg.asset(
     deps=[distinct_clips, clip_clusters, target_videos, target_embeddings], group_name="curation", owners=OWNERS,
-    kinds={"parquet"}, code_version="1", check_specs=blocking("curated_clips", "not_empty"),
+    kinds={"parquet"}, code_version="1",
+    check_specs=blocking("curated_clips", "not_empty", "weights_sum_to_one", "differs_from_uniform", "no_evaluation_leak"),
 )  # fmt: skip
 def curated_clips(context: dg.AssetExecutionContext, config: SelectionConfig, storage: StoreResource) -> dg.MaterializeResult:
     """The selection a model trains on: clip, weight, and the target set that earned it.

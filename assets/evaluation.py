@@ -44,7 +44,7 @@ def plan_probe_results(store: Store, recipe_name: str, config: ProbeConfig) -> P
     identity = {"seed": recipe.seed, "probes": recipe.resolved()["probes"]}
     return Plan(
         "probe_results", build, check, inputs=[encoder, episodes, targets], config=identity, partition=recipe_name,
-        highlights=("frame_r2", "frame_r2_random", "gain"),
+        highlights=("frame_r2_trained", "frame_r2_random", "frame_r2_gain"),
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("tubelet.trainer")
 EVENT_LOG_EVERY_S = 20.0
+OWN_CLOCK = re.compile(r"^((?:\[[\w-]+\] )?)\d\d:\d\d:\d\d  ")
+"""The time of day that a child's log line begins with; the console has its own."""
 
 
 class TrainingFailed(TrainingError):
@@ -91,9 +94,10 @@ class _Relay:
         self._last = time.monotonic()
 
     def __call__(self, line: str) -> None:
-        logger.info("    %s", line.rstrip())
+        line = OWN_CLOCK.sub(r"\1", line.rstrip())
+        logger.info("    %s", line)
         self._heard()
         now = time.monotonic()
         if now - self._last >= EVENT_LOG_EVERY_S:
             self._last = now
-            self._context.log.info(line.rstrip())
+            self._context.log.info(line)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from assets.bodies import Plan, Task, advisory, blocking, carry_out
+from assets.launchers import OWN_CLOCK
 from assets.partitions import DEFAULT_RECIPE, REAL_ROBOTS, SIMULATED_EPISODES, SIMULATED_ROBOT, recipes, robots
 from assets.posttraining import world_model
 from assets.resources import REPOSITORY, StoreResource
@@ -33,9 +34,11 @@ def plan_planning_results(store: Store, recipe_name: str, config: PlanningConfig
     def build(task: Task) -> dict[str, Any]:
         from planning import results
 
-        return results.build_planning_results(
+        summary = results.build_planning_results(
             task.folder, model.path, recipe, workers=config.workers, progress=task.progress
         )
+        default = next(row for row in summary["rows"] if row["arm"] == "default")
+        return {**summary, "success": default["success_final"], "success_low": default["low"], "success_high": default["high"]}
 
     def check(artefact: Artefact) -> dict[str, Check]:
         from planning import results
@@ -45,7 +48,7 @@ def plan_planning_results(store: Store, recipe_name: str, config: PlanningConfig
     identity = {"planning": recipe.resolved()["planning"]}
     return Plan(
         "planning_results", build, check, inputs=[model], config=identity, partition=recipe_name,
-        highlights=("episodes", "landscape_error_cm"),
+        highlights=("success", "success_low", "success_high", "episodes"),
     )  # fmt: skip
 
 
@@ -129,7 +132,7 @@ def plan_robot_deployment(store: Store, robot: str, config: DeploymentConfig) ->
 
     def build(task: Task) -> dict[str, Any]:
         def relay(line: str) -> None:
-            agent_logger.info("    %s", line)
+            agent_logger.info("    %s", OWN_CLOCK.sub("", line))
             task.pulse.heard()
 
         return deployment.run_deployment(

@@ -56,7 +56,7 @@ def _plan(
 
     return Plan(
         asset, build, check, inputs=[shards, *parents], config=identity, partition=recipe_name,
-        highlights=("steps", "loss", "rank_me", "health"),
+        highlights=("steps", "loss", "rank_me", "state"),
     )  # fmt: skip
 
 
