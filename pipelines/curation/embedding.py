@@ -39,10 +39,14 @@ class EmbeddingSettings(Part):
 class Embedder(Protocol):
     """An image encoder: `digest` names weights and preprocessing; vectors of other digests must never be compared."""
 
-    name: str
-    digest: str
-    dimensions: int
-    image_size: int
+    @property
+    def name(self) -> str: ...
+    @property
+    def digest(self) -> str: ...
+    @property
+    def dimensions(self) -> int: ...
+    @property
+    def image_size(self) -> int: ...
 
     def embed(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
         """(N, S, S, 3) uint8 RGB frames -> (N, D) float32, not normalised; row i depends on frame i alone."""
@@ -56,7 +60,11 @@ class EfficientNetLite0:
     dimensions = 1280
 
     def __init__(self, settings: EmbeddingSettings) -> None:
-        self.image_size, self._batch, self._threads = settings.image_size, settings.batch, settings.threads
+        self._settings = settings
+
+    @property
+    def image_size(self) -> int:
+        return self._settings.image_size
 
     @cached_property
     def _weights(self) -> Path:
@@ -72,7 +80,7 @@ class EfficientNetLite0:
     @cached_property
     def digest(self) -> str:
         """Digest of the weight file and of everything done to a frame before it. Batch and threads are part of it: they order sums."""
-        preprocessing = {"size": self.image_size, "resize": "area", "mean": 127, "scale": 128, "batch": self._batch, "threads": self._threads}
+        preprocessing = {"size": self.image_size, "resize": "area", "mean": 127, "scale": 128, "batch": self._settings.batch, "threads": self._settings.threads}
         return digest_of([self.name, file_sha256(self._weights), preprocessing, list(POSITIONS)])
 
     @cached_property
@@ -88,11 +96,12 @@ class EfficientNetLite0:
         """See `Embedder.embed`. Always runs full batches, so that a vector does not depend on how many came with it."""
         import torch
 
+        batch = self._settings.batch
         vectors = np.empty((len(frames), self.dimensions), np.float32)
-        with torch_threads(self._threads), torch.inference_mode():
-            for start in range(0, len(frames), self._batch):
-                part = frames[start : start + self._batch]
-                padded = np.zeros((self._batch, *frames.shape[1:]), np.uint8)
+        with torch_threads(self._settings.threads), torch.inference_mode():
+            for start in range(0, len(frames), batch):
+                part = frames[start : start + batch]
+                padded = np.zeros((batch, *frames.shape[1:]), np.uint8)
                 padded[: len(part)] = part
                 pixels = torch.from_numpy(padded).permute(0, 3, 1, 2).to(torch.float32)  # (B, 3, S, S), channels last
                 features = self._network.extract_features((pixels - 127.0) / 128.0)  # (B, 1280, s, s)
