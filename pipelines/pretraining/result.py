@@ -17,6 +17,7 @@ from pipelines.errors import TrainingError
 from pipelines.pretraining.curves import draw_curves
 from pipelines.pretraining.objective import JEPA
 from pipelines.pretraining.spec import Spec
+from pipelines.pretraining.stand_ins import stand_ins
 from pipelines.shards.loader import ClipGeometry
 from pipelines.training import checkpoint
 from pipelines.training.engine import EngineState
@@ -44,6 +45,7 @@ def write_result(
     geometry = ClipGeometry.of_phase(settings).to_dict()
     exposure = {
         "phase": spec.phase, "seed": spec.recipe.seed, "steps": settings.steps, "global_batch": settings.global_batch, "geometry": geometry,
+        "shards_digest": spec.lineage()["shards"], "replaced": stand_ins(spec.work_folder, settings.steps * settings.global_batch),
     }  # fmt: skip
     measured = history[-1] if history else {}
     summary = {
@@ -74,6 +76,7 @@ def build_pretrained(folder: Path, work_folder: Path) -> dict[str, Any]:
     result = work_folder / "result"
     problem = checkpoint.verify(result, DONE)
     if problem:
+        (result / DONE).unlink(missing_ok=True)  # or nobody would make it again
         raise TrainingError(
             f"the training in {work_folder} left no whole result", expected=f"files as {DONE} lists them", found=problem,
             remedy="run again: it goes on from the newest checkpoint",

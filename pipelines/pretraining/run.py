@@ -34,6 +34,7 @@ from pipelines.pretraining.result import (
     write_result,
 )
 from pipelines.pretraining.spec import Spec, read_spec, write_spec
+from pipelines.pretraining.stand_ins import noting
 from pipelines.pretraining.task import Pretraining
 from pipelines.recipes import Recipe
 from pipelines.reporting import Reporter, configure_logging, open_reporter
@@ -81,7 +82,7 @@ def run(spec: Spec, stop: StopRequest) -> None:
     train(
         engine, task,
         Schedule(settings.steps, settings.learning_rate, settings.ema, settings.weight_decay, settings.checkpoint_every),
-        loader.batches, start=start, checkpoints=spec.checkpoints, guard=guard, reporter=reporter, stop=stop,
+        lambda first, last: noting(loader, spec.work_folder, first, last), start=start, checkpoints=spec.checkpoints, guard=guard, reporter=reporter, stop=stop,
     )  # fmt: skip
     state = engine.state()
     if state is not None:

@@ -14,12 +14,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import pipelines.shards.loader as loader_module
 from pipelines.errors import TrainingError
+from pipelines.lineage.exposure import exposures
+from pipelines.lineage.exposure import read_spec as read_exposure
 from pipelines.pretraining import run
 from pipelines.pretraining.result import read_metrics
 from pipelines.pretraining.spec import Spec, read_spec, write_spec
 from pipelines.pretraining.task import Pretraining
 from pipelines.recipes import Recipe, load_recipe
+from pipelines.shards.decode import DecodeFailure
+from pipelines.shards.index import ShardIndex
 from pipelines.training.engine import PlainEngine
 from pipelines.training.launcher import EXIT_GUARD, EXIT_INPUT, EXIT_STOPPED, distributed_jobs, launch
 
@@ -203,6 +208,7 @@ def test_half_a_result_is_no_result(undisturbed: Path, tmp_path: Path) -> None:
     (tmp_path / "result" / "encoder.safetensors").write_bytes(b"half")
     with pytest.raises(TrainingError, match=r"encoder\.safetensors"):
         run.build_pretrained(tmp_path, tmp_path)
+    assert not (tmp_path / "result" / "DONE.json").exists()
 
 
 def test_collapsed_encoder_does_not_pass(undisturbed: Path, tmp_path: Path) -> None:
@@ -216,6 +222,31 @@ def test_collapsed_encoder_does_not_pass(undisturbed: Path, tmp_path: Path) -> N
     weights["norm.bias"][0] = float("nan")
     save_file(weights, tmp_path / "encoder.safetensors")
     assert not run.check_pretrained(tmp_path)["finite"].passed
+
+
+def test_samples_served_by_a_stand_in_are_in_the_lineage_also_after_a_restart(
+    made_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = ShardIndex(made_shards)
+    victim = index.entry(len(index) - 1)  # the heaviest
+    broken, decode_before = index.read(victim), loader_module.decode_clip
+
+    def decode(data: bytes) -> Any:
+        if data == broken:
+            raise DecodeFailure("planted", expected="a clip", found="none")
+        return decode_before(data)
+
+    monkeypatch.setattr(loader_module, "decode_clip", decode)
+    spec = spec_in(tmp_path, made_shards)
+    with monkeypatch.context() as patch:
+        stop_at(3, patch)
+        assert run.main(["--spec", str(spec)]) == EXIT_STOPPED
+    assert run.main(["--spec", str(spec)]) == 0
+    exposure = read_exposure(tmp_path / "result")
+    assert exposure is not None
+    shown = exposures(made_shards, exposure).to_pylist()
+    assert exposure.replaced and victim.clip_id not in {row["clip_id"] for row in shown}
+    assert sum(row["samples"] for row in shown) == 24
 
 
 def test_identity_ignores_what_only_changes_rounding(made_shards: Path, tmp_path: Path) -> None:
