@@ -24,10 +24,12 @@ SAME_S = 2e-3  # containers of one stream have other time bases (mkv: 1 ms), so 
 
 class PairRule(Part):
     """When two clips are the same footage. `length` is the largest relative difference of their lengths, `change` the
-    largest distance of their change masks (a small thing moving otherwise changes little of the picture); `fingerprint`
-    and `near_score` bound the fingerprint distance, with the cosine that each asks for beside it."""
+    largest distance of their change masks (a small thing moving otherwise changes little of the picture), `brightness`
+    the largest difference in grey levels (other colours in the same scene); `fingerprint` and `near_score` bound the
+    fingerprint distance, with the cosine that each asks for beside it."""
 
     length: float = 0.06
+    brightness: float = 5.0
     change: float = 0.45
     fingerprint: float = 0.06
     fingerprint_cosine: float = 0.8
@@ -46,12 +48,13 @@ class SearchConfig(Part):
 @dataclass(frozen=True)
 class Features:
     """What pairs are judged by, row for row: unit vectors (N, D), packed fingerprints (N, 5, 32), lengths in s (N,),
-    video ids, and the spans' starts in s from the first frame (N,)."""
+    the spans' starts in s from the first frame (N,), brightness in grey levels (N,), and video ids."""
 
     vectors: NDArray[np.float32]
     prints: NDArray[np.uint8]
     lengths: NDArray[np.float64]
     starts: NDArray[np.float64]
+    brightness: NDArray[np.float64]
     video_ids: list[str]
 
 
@@ -59,7 +62,9 @@ def features_of(clips: list[dict[str, Any]], vectors: NDArray[np.float32]) -> Fe
     """Features of clip rows and their vectors, in the same order."""
     starts = np.array([clip["start_s"] for clip in clips], np.float64)
     ends = np.array([clip["end_s"] for clip in clips], np.float64)
-    return Features(vectors, unpack([clip["fingerprint"] for clip in clips]), ends - starts, starts, [clip["video_id"] for clip in clips])
+    brightness = np.array([clip["brightness"] for clip in clips], np.float64)
+    prints = unpack([clip["fingerprint"] for clip in clips])
+    return Features(vectors, prints, ends - starts, starts, brightness, [clip["video_id"] for clip in clips])
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,12 @@ def judge(a: Features, b: Features, first: NDArray[np.int64], second: NDArray[np
     closeness = compare(a.prints[first], b.prints[second])
     score = closeness.picture + CHANGE_WEIGHT * closeness.change
     longer = np.maximum(a.lengths[first], b.lengths[second])
-    alike = (np.abs(a.lengths[first] - b.lengths[second]) <= rule.length * longer) & closeness.evidence & (closeness.change <= rule.change)
+    alike = (
+        (np.abs(a.lengths[first] - b.lengths[second]) <= rule.length * longer)
+        & (np.abs(a.brightness[first] - b.brightness[second]) <= rule.brightness)
+        & closeness.evidence
+        & (closeness.change <= rule.change)
+    )
     close = (np.abs(a.starts[first] - b.starts[second]) < SAME_S) & (np.abs(a.lengths[first] - b.lengths[second]) < 2 * SAME_S)
     exact = close & np.array([a.video_ids[i] == b.video_ids[j] for i, j in zip(first, second, strict=True)], bool)
     printed = alike & (score <= rule.fingerprint) & (cosine >= rule.fingerprint_cosine)

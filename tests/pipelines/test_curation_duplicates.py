@@ -161,7 +161,7 @@ def test_large_pools_search_through_ivf_and_find_planted_pairs_across_cells() ->
     vectors = unit_rows(random.normal(size=(1200, 32)).astype(np.float32))
     vectors[600:] = unit_rows(vectors[:600] + random.normal(scale=0.02, size=(600, 32)).astype(np.float32))
     prints = random.integers(0, 256, (1200, 5, 32), dtype=np.uint8)
-    features = Features(vectors, prints, np.ones(1200), np.zeros(1200), [str(row) for row in range(1200)])
+    features = Features(vectors, prints, np.ones(1200), np.zeros(1200), np.ones(1200), [str(row) for row in range(1200)])
     planted = {(row, row + 600) for row in range(600)}
     for limit in (10**6, 0):
         first, second = candidate_pairs(features, SearchConfig(flat_limit=limit, probes=8))
