@@ -92,7 +92,7 @@ class Pretraining:
         features = self.engine.gather(torch.cat(pooled))
         target_std, floor = self.engine.mean(torch.stack(spread).mean(dim=0).to(self.engine.device)).tolist()
         measured: Health = {
-            "rank_me": rank_me(features), "target_std": target_std, "floor": floor, "mean_loss": mean_loss, "data_wait": data_wait,
+            "rank_me": rank_me(features - features.mean(dim=0)), "target_std": target_std, "floor": floor, "mean_loss": mean_loss, "data_wait": data_wait,
         }  # fmt: skip
         self.history.append(measured)
         return measured, health(self.history).line

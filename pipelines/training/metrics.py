@@ -14,8 +14,8 @@ State = Literal["healthy", "collapsing", "collapsed", "starved"]
 
 COLLAPSED_RANK = 3.0
 COLLAPSED_STD = 0.05
-COLLAPSING_SHARE = 0.3
-"""Of the first RankMe of the phase. Healthy nano runs stay above 0.45 of it, one that harmed the features fell to 0.21."""
+COLLAPSING_SHARE = 0.15
+"""Of the first RankMe of the phase, features centred. Nano runs whose probes and planning were good kept 0.29 and more."""
 STARVED_SHARE = 0.5
 
 
