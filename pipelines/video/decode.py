@@ -172,13 +172,3 @@ def frames_at(path: str | Path, wanted_pts: Sequence[int], *, size: tuple[int, i
             )  # fmt: skip
         found.update(dict.fromkeys(waiting, to_array(previous, size)))
     return [found[index] for index in range(len(wanted_pts))]
-
-
-def read_frames(path: str | Path, times_s: Sequence[float], *, size: tuple[int, int] | None = None) -> Frames:
-    """Frames (T, H, W, 3) uint8 RGB shown at `times_s` seconds after the video's first frame."""
-    with open_video(path) as (_, stream):
-        base = time_base_of(stream)
-    first = next((pts for pts, _ in timed_frames(path)), 0)
-    # Half a tick of grace: a time that was computed from a pts must find that pts again.
-    wanted = [first + int(Fraction(time_s) / base + Fraction(1, 2)) for time_s in times_s]
-    return np.stack(frames_at(path, wanted, size=size))
