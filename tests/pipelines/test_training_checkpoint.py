@@ -118,7 +118,7 @@ def measured(**changes: float) -> Health:
     ("last", "state"),
     [
         ({}, "healthy"),
-        ({"rank_me": 11.0}, "collapsing"),
+        ({"rank_me": 5.0}, "collapsing"),
         ({"rank_me": 2.0, "mean_loss": 0.01}, "collapsed"),
         ({"target_std": 0.01}, "collapsed"),
         ({"data_wait": 0.8}, "starved"),
