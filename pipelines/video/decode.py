@@ -118,12 +118,11 @@ def decode_span(
     time_base: tuple[int, int],
     *,
     size: tuple[int, int] | None = None,
-    stride: int = 1,
 ) -> tuple[Frames, NDArray[np.float64]]:
     """Frames of [start_pts, end_pts): (T, H, W, 3) uint8 RGB and their times (T,) in s of the stream's own clock.
 
-    `time_base` (num, den) is the one the span was recorded in; `size` (height, width) resizes; `stride` keeps every
-    n-th frame, the first included. Raises `InputError` when the file has no frame in the span.
+    `time_base` (num, den) is the one the span was recorded in; `size` (height, width) resizes. Raises `InputError` when
+    the file has no frame in the span.
     """
     arrays: list[Frames] = []
     times: list[float] = []
@@ -131,15 +130,12 @@ def decode_span(
         own = time_base_of(stream)
     ratio = Fraction(*time_base) / own
     first, last = round(start_pts * ratio), round(end_pts * ratio)
-    inside = 0
     for pts, frame in timed_frames(path, first):
         if pts >= last:
             break
         if pts >= first:
-            if inside % stride == 0:
-                arrays.append(to_array(frame, size))
-                times.append(float(pts * own))
-            inside += 1
+            arrays.append(to_array(frame, size))
+            times.append(float(pts * own))
     if not arrays:
         raise InputError(
             f"{path} has no frame in its recorded span", expected=f"frames in [{start_pts}, {end_pts}) x {time_base[0]}/{time_base[1]} s",
