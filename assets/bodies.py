@@ -17,7 +17,7 @@ from typing import Any
 
 import dagster as dg
 
-from assets.launchers import TrainingFailed, TrainLauncher
+from assets.launchers import TrainLauncher
 from assets.pulse import Pulse
 from assets.resources import StoreResource
 from pipelines.checks import Check, failed
@@ -99,7 +99,7 @@ def carry_out(
 ) -> dg.MaterializeResult:
     """Materialize what `plan(store)` names: reuse or build, check, accept, report.
 
-    Raises `dg.Failure` with expected, found and remedy; only training failures that may pass are retried.
+    Raises `dg.Failure` with expected, found and remedy.
     """
     started = time.monotonic()
     try:
@@ -112,8 +112,6 @@ def carry_out(
             store.accept(artefact, {name: check.to_dict() for name, check in checks.items()})
             if made.publish is not None:
                 made.publish(artefact)
-    except TrainingFailed as error:
-        raise dg.Failure(description=str(error), allow_retries=error.may_retry) from error
     except TubeletError as error:
         raise dg.Failure(description=str(error), allow_retries=False) from error
     logger.info(closing_line(artefact, made.highlights, time.monotonic() - started))

@@ -9,7 +9,7 @@ import dagster as dg
 from assets.bodies import Plan, Task, blocking, carry_out
 from assets.launchers import TrainLauncher
 from assets.partitions import SIMULATED_EPISODES, recipes
-from assets.pretraining import POOL, RETRY, cooled_encoder
+from assets.pretraining import POOL, cooled_encoder
 from assets.resources import StoreResource
 from assets.robot_data import robot_episodes
 from pipelines.checks import Check
@@ -66,7 +66,7 @@ def plan_world_model(store: Store, recipe_name: str, config: PosttrainConfig) ->
 @dg.asset(
     deps=[cooled_encoder, dg.AssetDep(robot_episodes, partition_mapping=dg.AllPartitionMapping())],
     partitions_def=recipes, group_name="robot", owners=["team:robotics"], kinds={"pytorch"}, code_version="1", pool=POOL,
-    retry_policy=RETRY, check_specs=blocking("world_model", "finite", "uses_actions"),
+    check_specs=blocking("world_model", "finite", "uses_actions"),
 )  # fmt: skip
 def world_model(
     context: dg.AssetExecutionContext, config: PosttrainConfig, storage: StoreResource, trainer: TrainLauncher

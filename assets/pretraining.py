@@ -15,7 +15,6 @@ from pipelines.store import Artefact, Store
 
 OWNERS = ["team:research"]
 POOL = "trainer"
-RETRY = dg.RetryPolicy(max_retries=1, delay=5)
 
 
 class PretrainConfig(dg.Config):
@@ -70,7 +69,7 @@ def plan_cooled_encoder(store: Store, recipe: str, config: PretrainConfig) -> Pl
 
 @dg.asset(
     deps=[training_shards], partitions_def=recipes, group_name="pretraining", owners=OWNERS, kinds={"pytorch", "deepspeed"},
-    code_version="1", pool=POOL, retry_policy=RETRY, check_specs=blocking("pretrained_encoder", "finite", "not_collapsed"),
+    code_version="1", pool=POOL, check_specs=blocking("pretrained_encoder", "finite", "not_collapsed"),
 )  # fmt: skip
 def pretrained_encoder(
     context: dg.AssetExecutionContext, config: PretrainConfig, storage: StoreResource, trainer: TrainLauncher
@@ -86,7 +85,7 @@ def pretrained_encoder(
 
 @dg.asset(
     deps=[training_shards, pretrained_encoder], partitions_def=recipes, group_name="pretraining", owners=OWNERS,
-    kinds={"pytorch", "deepspeed"}, code_version="1", pool=POOL, retry_policy=RETRY,
+    kinds={"pytorch", "deepspeed"}, code_version="1", pool=POOL,
     check_specs=blocking("cooled_encoder", "finite", "not_collapsed"),
 )  # fmt: skip
 def cooled_encoder(

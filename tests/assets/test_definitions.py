@@ -97,6 +97,12 @@ def test_everything_automatic_is_off_until_switched_on() -> None:
     assert all(schedule.execution_timezone for schedule in repository.schedule_defs)
 
 
+def test_no_asset_has_a_retry_policy_because_dagster_applies_it_to_a_cancel_too() -> None:
+    for asset in ASSETS:
+        if isinstance(asset, dg.AssetsDefinition) and asset.check_specs:
+            assert asset.op.retry_policy is None, asset.key
+
+
 @pytest.mark.parametrize("asset", ["pretrained_encoder", "cooled_encoder", "world_model"])
 def test_training_assets_take_a_slot_of_the_trainer_pool(asset: str) -> None:
     assert defs.resolve_asset_graph().get(dg.AssetKey(asset)).pools == {"trainer"}

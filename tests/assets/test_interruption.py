@@ -21,6 +21,11 @@ configure_logging()
 work = pathlib.Path(sys.argv[1])
 (work / "pid").write_text(str(os.getpid()))
 report = open_reporter(work)
+if (work / "fails_once").exists():
+    (work / "fails_once").unlink()
+    raise SystemExit(137)
+if (work / "hopeless").exists():
+    raise SystemExit(86)
 if (work / "quick").exists():
     report.log("went on")
     report.finish({"steps": 1})
@@ -67,7 +72,7 @@ configure_logging()
 store = Store.open(root / "store")
 definitions = dg.Definitions(
     assets=[trained], jobs=[dg.define_asset_job("recipe", ["trained"])],
-    resources={"storage": StoreResource(root=str(store.root)), "trainer": TrainLauncher(grace_s=3)},
+    resources={"storage": StoreResource(root=str(store.root)), "trainer": TrainLauncher(grace_s=3, pause_s=0.1)},
 )
 instance = dg.DagsterInstance.from_config(str(root))
 try:
@@ -155,6 +160,21 @@ def test_killed_worker_leaves_no_trainer_and_reconcile_ends_its_run(home: Path) 
         assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.FAILURE
         assert reconcile_runs(instance) == []
     assert "went on" in go_on(home)
+
+
+def test_passing_failure_is_retried_from_the_checkpoint_and_a_permanent_one_is_not(home: Path) -> None:
+    process = start(home)
+    trainer_pid(home, process)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    work = Path((home / "work").read_text())
+    (work / "hopeless").touch()
+    process = start(home)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2 and "exit codes [86]" in output and "starting again" not in output, output
+    (work / "hopeless").unlink()
+    (work / "fails_once").touch()
+    assert "starting again from the newest checkpoint" in go_on(home)
 
 
 def test_process_number_used_again_after_a_reboot_does_not_count_as_living() -> None:
