@@ -122,11 +122,12 @@ def run_episode(
         visits.append(Visit(observation.pose7, tokens, result.energies[-1]))
         return tokens
 
-    tokens = look()
+    tokens, target = look(), None
     for step in range(steps):
         observation = result.observations[-1]
-        problem = Problem(tokens, goal_tokens, observation.pose7, tuple(visits), steps - step, stable_seed("plan", seed, step))
+        problem = Problem(tokens, goal_tokens, observation.pose7, tuple(visits), steps - step, stable_seed("plan", seed, step), target)
         plan = planner.plan(world_model, problem)
+        target = plan.target
         result.commands.append(
             dispatch(
                 robot, gate, observation, plan.action7, step=step, energy=result.energies[-1], plan=plan, send=send,

@@ -8,21 +8,24 @@ from typing import Any
 import pydantic
 
 from pipelines.errors import InputError
+from pipelines.simulation.arm import WORKSPACE
 from planning.planners.baselines import NoOp, RandomAction
 from planning.planners.cem import CEM
 from planning.planners.gauss_newton import GaussNewton
+from planning.planners.imagined_map import MapNewton, Region
 from planning.planners.problem import PlannerConfig
 from planning.planners.rules import Stopping
 
 KINDS: dict[str, type[PlannerConfig]] = {
-    "cem": CEM, "gauss_newton": GaussNewton, "stopping": Stopping, "no_op": NoOp, "random": RandomAction,
+    "cem": CEM, "gauss_newton": GaussNewton, "map_newton": MapNewton, "stopping": Stopping, "no_op": NoOp, "random": RandomAction,
 }  # fmt: skip
 
 
-def named_planners(box: float) -> dict[str, PlannerConfig]:
-    """The planners a recipe may name; `box` is the largest move per axis and command, m."""
+def named_planners(box: float, region: Region = WORKSPACE) -> dict[str, PlannerConfig]:
+    """The planners a recipe may name; `box` is the largest move per axis and command, `region` the workspace, m."""
     far = CEM(samples=32, iterations=2, box=box)
     return {
+        "map_newton": MapNewton(newton=GaussNewton(box=box, lattice=4), region=region, spacing=box),
         "gauss_newton": GaussNewton(box=box),
         "gauss_newton_far": GaussNewton(box=box, far_search=far),
         "cem": CEM(box=box),
@@ -47,8 +50,9 @@ def make_planner(config: str | Mapping[str, Any], box: float = 0.075) -> Planner
     try:
         if kind is None:
             raise ValueError(f"name {values.get('name')!r} is none of {', '.join(KINDS)}")
-        if "inner" in values:
-            values["inner"] = make_planner(values["inner"])
+        for part in ("inner", "newton"):
+            if isinstance(values.get(part), Mapping):
+                values[part] = make_planner(values[part])
         return kind.model_validate(values)
     except (pydantic.ValidationError, ValueError) as error:
         raise InputError("this planner configuration cannot be used", found=str(error), remedy="mend the keys named above") from error

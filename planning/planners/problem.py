@@ -40,7 +40,7 @@ class Problem:
     """One decision. tokens, goal_tokens (N, D) layer-normed; pose7 (7,) float64 (m, rad, 0..1), base frame.
 
     `visits` are this episode's moments, oldest first, the present one last. `steps_left` counts this command.
-    `seed` makes random draws of this decision repeatable.
+    `target`: where the last plan was heading (x, y, z), if it said so. `seed` makes random draws of this decision repeatable.
     """
 
     tokens: Tensor
@@ -49,6 +49,7 @@ class Problem:
     visits: tuple[Visit, ...]
     steps_left: int
     seed: int = 0
+    target: np.ndarray | None = None
 
     @property
     def measured_energy(self) -> float:
@@ -58,7 +59,8 @@ class Problem:
 
 @dataclass(frozen=True)
 class Plan:
-    """action7 (7,) float64: the end-effector delta to execute now. `rule` says what chose it: plan, hold or return.
+    """action7 (7,) float64: the end-effector delta to execute now. `rule` says what chose it: plan, hold, return, travel.
+    `target` (x, y, z) m, base frame: a place farther away that the command is a step towards; the next problem has it.
 
     `energy` is predicted after the plan, `hold_energy` after standing still; NaN where the planner predicts neither.
     """
@@ -69,6 +71,7 @@ class Plan:
     calls: int
     seconds: float
     rule: str = "plan"
+    target: np.ndarray | None = None
 
 
 class Planner(Protocol):

@@ -36,7 +36,7 @@ class Stopping(PlannerConfig):
         if self.back and problem.steps_left <= max(1, self._steps_between(problem.pose7[:3], home.pose7[:3])):
             return self._go_back(problem, home)
         plan = self.inner.plan(world, problem)
-        if self.hold and not plan.energy < plan.hold_energy:
+        if self.hold and plan.energy >= plan.hold_energy:  # never true of plans that predict neither (NaN)
             plan = dataclasses.replace(plan, action7=still(), rule="hold")
         reached = problem.pose7[:3] + plan.action7[:3]
         if self.back and self._steps_between(reached, home.pose7[:3]) > problem.steps_left - 1:

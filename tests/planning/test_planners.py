@@ -9,7 +9,8 @@ from torch import Tensor
 
 from pipelines.errors import InputError
 from planning.controller import run_episode
-from planning.planners import CEM, PLANNERS, GaussNewton, Plan, Problem, Stopping, Visit, make_planner
+from planning.planners import CEM, PLANNERS, GaussNewton, MapNewton, Plan, Problem, Stopping, Visit, make_planner
+from planning.planners.imagined_map import imagine
 from planning.planners.problem import PlannerConfig, World
 from planning.robots.robot import CommandResult, Observation, RobotInfo
 from planning.safety import SafetyGate, SafetyLimits
@@ -84,7 +85,7 @@ def problem_at(world: ToyWorld, position: tuple[float, float, float], goal: tupl
     return Problem(tokens, goal_tokens, pose, (Visit(pose, tokens, energy),), 5, seed)
 
 
-@pytest.mark.parametrize("name", ["gauss_newton", "gauss_newton_far", "cem", "cem_stopping"])
+@pytest.mark.parametrize("name", ["map_newton", "gauss_newton", "gauss_newton_far", "cem", "cem_stopping"])
 def test_every_planner_finds_a_goal_inside_its_box(name: str) -> None:
     world, start, goal = ToyWorld(), (0.45, 0.0, 0.2), (0.49, -0.03, 0.25)
     plan = make_planner(name).plan(world, problem_at(world, start, goal))
@@ -183,3 +184,32 @@ def test_a_planner_survives_the_round_trip_through_its_stored_configuration(name
 def test_an_unknown_planner_or_key_is_refused(config: object) -> None:
     with pytest.raises(InputError):
         make_planner(config)  # type: ignore[arg-type]
+
+
+class LocalWorld(ToyWorld):
+    """Frames of places more than some centimetres apart have nothing in common, as with a small arm in a large picture."""
+
+    centres = torch.rand(3, 400, generator=torch.Generator().manual_seed(1)) * torch.tensor([[0.35], [0.6], [0.35]]) + torch.tensor([[0.3], [-0.3], [0.05]])
+
+    def tokens_at(self, position: Tensor) -> Tensor:
+        away = ((position.float()[..., :, None] - self.centres) ** 2).sum(dim=-2)
+        return 4 * torch.exp(-away / (2 * 0.05**2)).unflatten(-1, (40, 10))
+
+
+def test_the_map_holds_each_place_once_inside_the_region() -> None:
+    world, pose = ToyWorld(), np.array([0.33, 0.1, 0.2, 0, 0, 0, 0])
+    found = imagine(world, world.encode(pose[:3]), pose, spacing=0.075, region=WORKSPACE)
+    low, high = np.transpose(WORKSPACE)
+    assert len(np.unique(found.positions.round(6), axis=0)) == len(found.positions) == world.calls + 1
+    assert (found.positions >= low - 0.026).all() and (found.positions <= high + 0.026).all()
+    wanted = world.tokens_at(torch.as_tensor(found.positions))
+    torch.testing.assert_close(found.tokens, wanted, atol=1e-4, rtol=0)
+
+
+def test_the_map_finds_goals_that_local_search_is_blind_to() -> None:
+    world, goal, ends = LocalWorld(), np.array([0.6, 0.22, 0.33]), []
+    for planner in (MapNewton(region=WORKSPACE), GaussNewton()):
+        robot = ToyRobot((0.33, -0.25, 0.08))
+        run_episode(robot, world, planner, goal, 10, SafetyGate(SafetyLimits(workspace=WORKSPACE)))
+        ends.append(float(np.linalg.norm(robot.pose[:3] - goal)))
+    assert ends[0] < 0.01 and ends[1] > 0.1
