@@ -13,6 +13,8 @@ from pipelines.report.style import STYLE
 from pipelines.store import Artefact, Store
 
 METRICS = {"r2_mean": "mean R²", "sign_accuracy": "sign", "direction_accuracy": "6-way direction", "accuracy": "accuracy"}
+MAIN_TASKS = ("frame", "motion")
+ENCODERS = ("trained", "random", "trained_minus_random", "pixels", "single_frame")
 PICTURE_TYPES = {".png": "image/png", ".gif": "image/gif", ".jpg": "image/jpeg"}
 
 
@@ -67,8 +69,9 @@ def interval(value: float, low: float, high: float, *, floor: float = 0.0, ceili
     )
 
 
-def bar(share: float) -> str:
-    return f"<div class='bar'><div style='width:{100 * min(1.0, max(0.0, share)):.1f}%'></div></div>"
+def bar(share: float, kind: str = "kept") -> str:
+    """A bar filled to `share`; `kind` is its colour: kept, lost or part."""
+    return f"<div class='bar {kind}'><div style='width:{100 * min(1.0, max(0.0, share)):.1f}%'></div></div>"
 
 
 def picture(path: Path) -> str:
@@ -119,11 +122,13 @@ def _verdict(rows: list[dict[str, Any]]) -> str:
 
 def _curation(curation: dict[str, Any], shared: dict[str, Artefact]) -> str:
     most = max((row["count"] for row in curation["funnel"]), default=1) or 1
-    rows = [
-        [html.escape(row["stage"]), bar(row["count"] / most), html.escape(row["reason"]), f"{row['count']:,}"]
-        for row in curation["funnel"]
-    ]
-    pictures = _pictures([shared["clip_clusters"]], ("cluster_map.png",)) + _pictures([shared["curated_clips"]], ("distribution.png",))
+    rows = []
+    for row in curation["funnel"]:
+        what, _, why = row["reason"].partition(": ")
+        stage = "" if why else f"<b>{html.escape(row['stage'])}</b>"
+        kind = ("part" if what.startswith("for") else "lost") if why else "kept"
+        rows.append([stage, bar(row["count"] / most, kind), html.escape(row["reason"]), f"{row['count']:,} {html.escape(row['unit'])}"])
+    pictures = _pictures([shared["clip_clusters"], shared["curated_clips"]], ("cluster_map.png", "distribution.png"))
     return table(["stage", "", "what or why", "count"], rows, numeric=1) + pictures
 
 
@@ -137,15 +142,21 @@ def _health(numbers: dict[str, Any]) -> str:
 
 def _probes(rows: list[dict[str, Any]]) -> str:
     shown = [row for row in rows if row["metric"] in METRICS]
-    shown.sort(key=lambda row: (row["task"], row["features"], row["metric"]))
-    cells = []
-    for row in shown:
-        difference = row["encoder"] == "trained_minus_random"
-        drawn = interval(row["value"], row["low"], row["high"], **({"floor": -0.5, "ceiling": 0.5} if difference else {}))
-        words = (row["task"], row["features"].replace("_", " "), METRICS[row["metric"]], row["encoder"].replace("_", " "))
-        value = f"{row['value']:+.3f}" if difference else f"{row['value']:.3f}"
-        cells.append([*(html.escape(str(word)) for word in words), drawn, value, f"[{row['low']:.3f}, {row['high']:.3f}]", str(row["n"])])
-    return table(["task", "features", "measure", "encoder", "", "value", "95 %", "n"], cells, numeric=3)
+    shown.sort(key=lambda row: (row["task"], row["features"], row["metric"], ENCODERS.index(row["encoder"])))
+    main = [_probe_row(row) for row in shown if row["task"] in MAIN_TASKS]
+    others = [_probe_row(row) for row in shown if row["task"] not in MAIN_TASKS]
+    headers = ["task", "features", "measure", "encoder", "", "value", "95 %", "n"]
+    folded = f"<details><summary>Labelled target sets</summary>{table(headers, others, numeric=3)}</details>" if others else ""
+    return table(headers, main, numeric=3) + folded
+
+
+def _probe_row(row: dict[str, Any]) -> list[str]:
+    difference = row["encoder"] == "trained_minus_random"
+    drawn = interval(row["value"], row["low"], row["high"], **({"floor": -0.5, "ceiling": 0.5} if difference else {}))
+    words = (row["task"], row["features"].replace("_", " "), METRICS[row["metric"]], row["encoder"].replace("_", " "))
+    value = f"{row['value']:+.3f}" if difference else f"{row['value']:.3f}"
+    cells = [*(html.escape(str(word)) for word in words), drawn, value, f"[{row['low']:.3g}, {row['high']:.3g}]", str(row["n"])]
+    return [f"<b>{cell}</b>" if difference and place in (3, 5) else cell for place, cell in enumerate(cells)]
 
 
 def _losses(losses: dict[str, Any]) -> str:

@@ -18,10 +18,10 @@ th { text-align: left; color: var(--soft); font-weight: 550; font-size: 12.5px; 
 .n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; } tbody tr:last-child td { border-bottom: 0; }
 .mark { display: inline-block; min-width: 58px; text-align: center; border-radius: 99px; padding: 1px 8px; font-size: 12px; font-weight: 600; color: #fff; }
 .mark.met { background: var(--green); } .mark.missed { background: var(--red); } .mark.info { background: var(--soft); }
-.bar { width: 220px; height: 9px; border-radius: 5px; background: var(--line); } .bar div { height: 100%; border-radius: 5px; background: var(--blue); }
+.bar { width: 220px; height: 9px; border-radius: 5px; background: var(--line); } .bar div { height: 100%; border-radius: 5px; background: var(--blue); } .bar.lost div { background: var(--red); opacity: .75; } .bar.part div { opacity: .4; }
 .interval .axis { stroke: var(--line); stroke-width: 2; } .interval .span { stroke: var(--blue); stroke-width: 3; opacity: .45; } .interval circle { fill: var(--blue); }
-.pictures { display: flex; flex-wrap: wrap; gap: 14px; margin-top: 14px; } figure { margin: 0; } img { max-width: 100%; border-radius: 8px; background: #fff; }
+.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(400px, 1fr)); gap: 14px; margin-top: 14px; align-items: start; } figure { margin: 0; } img { max-width: 100%; border-radius: 8px; background: #fff; }
 code { font-size: 12.5px; background: var(--ground); padding: 1px 5px; border-radius: 5px; } details { margin: 4px 0 4px 14px; } summary { cursor: pointer; }
 .lineage { margin: 2px 0 2px 14px; font-size: 13.5px; }
-@media (max-width: 760px) { header { flex-direction: column; align-items: flex-start; } .bar { width: 120px; } }
+@media (max-width: 760px) { .pictures { grid-template-columns: 1fr; } header { flex-direction: column; align-items: flex-start; } .bar { width: 120px; } }
 """

@@ -47,7 +47,7 @@ def verdict_lines(numbers: dict[str, Any]) -> list[str]:
 def _encoder(probes: dict[str, Any]) -> list[tuple[str, str, str, bool, bool]]:
     gain = probes["frame_gain"]
     low, high = probes["frame_gain_low"], probes["frame_gain_high"]
-    measured = f"{gain:+.3f} [{low:+.3f}, {high:+.3f}] ({probes['frame_trained']:.3f} / {probes['frame_random']:.3f})"
+    measured = f"{gain:+.3f} [{low:+.3g}, {high:+.3g}] ({probes['frame_trained']:.3f} / {probes['frame_random']:.3f})"
     return [("encoder: frame R² above random init", measured, f"at least +{ENCODER_GAIN:.2f}", gain >= ENCODER_GAIN, True)]
 
 
@@ -95,9 +95,9 @@ def _deployment(deployment: dict[str, Any]) -> list[tuple[str, str, str, bool, b
 
 
 def _curation(curation: dict[str, Any]) -> list[tuple[str, str, str, bool, bool]]:
-    clips, clusters, kl = curation["clips"], curation["clusters"], curation["kl"]
+    clips, clusters, kl = curation["clips"] + curation["targets"], curation["clusters"], curation["kl"]
     return [
-        ("curation: clips", str(clips), f"at least {CLIPS}", clips >= CLIPS, True),
+        ("curation: clips of pool and targets", f"{curation['clips']} + {curation['targets']}", f"at least {CLIPS}", clips >= CLIPS, True),
         ("curation: clusters", str(clusters), f"at least {CLUSTERS}", clusters >= CLUSTERS, True),
         ("curation: KL of selection from uniform", f"{kl:.3f} nat", "reported, above 0", kl > 0, True),
     ]
