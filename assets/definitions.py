@@ -24,7 +24,7 @@ from assets.robot_data import robot_episodes
 from assets.shards import training_shards
 from assets.sources import source_catalog, videos
 
-ASSETS = [
+ASSETS: list[dg.AssetsDefinition | dg.SourceAsset] = [
     source_catalog, videos, clips, clip_embeddings, target_videos, target_embeddings, distinct_clips, clip_clusters,
     curated_clips, training_shards, pretrained_encoder, cooled_encoder, robot_episodes, world_model, probe_results,
     encoder_report, planning_results, robot_bundle, robot_deployment,

@@ -139,6 +139,9 @@ def plan_robot_deployment(store: Store, robot: str, config: DeploymentConfig) ->
             task.folder, folder, target, repository=REPOSITORY, work_folder=task.work_folder, on_line=relay
         )
 
+    def publish(_artefact: Artefact) -> None:
+        deployment.point(store.root, robot, folder, reason=f"materialized robot_deployment[{robot}]")
+
     def published(_artefact: Artefact) -> bool:
         pointer = deployment.current_bundle(store.root, robot)
         return pointer is not None and pointer["bundle"] == made.summary["bundle"]
@@ -146,8 +149,7 @@ def plan_robot_deployment(store: Store, robot: str, config: DeploymentConfig) ->
     return Plan(
         "robot_deployment", build, lambda artefact: complete(deployment.check_deployment(artefact.summary)), inputs=[made],
         partition=robot, config=target.model_dump(mode="json"), highlights=("bundle", "commands", "refused", "moved_m"),
-        publish=lambda _: deployment.point(store.root, robot, folder, reason=f"materialized robot_deployment[{robot}]") and None,
-        published=published,
+        publish=publish, published=published,
     )  # fmt: skip
 
 

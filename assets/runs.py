@@ -43,11 +43,11 @@ class RunInterrupted(TubeletError):
 class Stage:
     """How to plan one asset: `plan(store, partition, config)`, with its default config."""
 
-    plan: Callable[[Store, str, dg.Config], Plan]
+    plan: Callable[..., Plan]
     config: dg.Config
 
 
-def _unpartitioned(plan: Callable[[Store, dg.Config], Plan]) -> Callable[[Store, str, dg.Config], Plan]:
+def _unpartitioned(plan: Callable[..., Plan]) -> Callable[..., Plan]:
     return lambda store, _partition, config: plan(store, config)
 
 
