@@ -158,8 +158,13 @@ def _check_result(name: str, check: Check, blocks: bool) -> dg.AssetCheckResult:
 
 
 def metadata_of(artefact: Artefact) -> dict[str, Any]:
-    """What the catalogue shows: numbers as plain floats (Dagster plots them over time), pictures inline."""
-    metadata: dict[str, Any] = {
+    """What the catalogue shows: pictures first, then numbers (Dagster plots floats over time), then where and from what."""
+    metadata = {Path(name).stem: picture(artefact.path / name) for name in artefact.summary.get("pictures", [])}
+    for name, value in artefact.summary.items():
+        if name != "pictures" and value is not None:
+            metadata[name] = value if isinstance(value, bool | int | float | str) else dg.MetadataValue.json(value)
+    return {
+        **metadata,
         "dagster/uri": artefact.path.as_uri(),
         "folder": dg.MetadataValue.path(artefact.path),
         "digest": artefact.digest,
@@ -168,19 +173,15 @@ def metadata_of(artefact: Artefact) -> dict[str, Any]:
         "config": dg.MetadataValue.json(artefact.config),
         "inputs": dg.MetadataValue.json(artefact.inputs),
     }
-    for name, value in artefact.summary.items():
-        if name == "pictures" or value is None:
-            continue
-        metadata[name] = value if isinstance(value, bool | int | float | str) else dg.MetadataValue.json(value)
-    for name in artefact.summary.get("pictures", []):
-        data = (artefact.path / name).read_bytes()
-        if len(data) <= PICTURE_LIMIT:
-            kind = Path(name).suffix.removeprefix(".")
-            text = f"![{name}](data:image/{kind};base64,{base64.b64encode(data).decode()})"
-            metadata[Path(name).stem] = dg.MetadataValue.md(text)
-        else:
-            metadata[Path(name).stem] = dg.MetadataValue.path(artefact.path / name)
-    return metadata
+
+
+def picture(path: Path) -> dg.MetadataValue:
+    """A picture inline when it is small enough, else where it is."""
+    data = path.read_bytes()
+    if len(data) > PICTURE_LIMIT:
+        return dg.MetadataValue.path(path)
+    kind = path.suffix.removeprefix(".")
+    return dg.MetadataValue.md(f"![{path.name}](data:image/{kind};base64,{base64.b64encode(data).decode()})")
 
 
 def closing_line(artefact: Artefact, highlights: Sequence[str], seconds: float) -> str:
