@@ -23,8 +23,9 @@ CLEAR_M = 0.02
 """Signs are asked only where the hand moved at least this far along the axis."""
 DIRECTIONS = 6
 _BATCH = 32
-_RATE = 2e-3
-_DECAY = 0.05
+_RATE = 3e-3
+_DECAY = 0.2
+_INIT_STD = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,17 +69,23 @@ def ridge_scores(
 def attentive_scores(
     train: Tensor, train_labels: MotionLabels, held: Tensor, held_labels: MotionLabels, *, epochs: int, seed: int
 ) -> tuple[Array, Array]:
-    """Scores per held-out window of an attentive probe on tokens (n, t, N, D), standardised per channel.
+    """Scores per held-out window of an attentive probe on tokens (n, t, N, D).
 
     One cross-attention block (the paper has three self-attention blocks before it), because the whole probe has seconds
-    here. AdamW with cosine decay; unstandardised tokens make it fail on trained encoders.
+    here. It alone cannot tell a token's time and place, so each gets a fixed random code, as large as the features
+    (signs right without it: 0.64, with it: 0.79). Tokens lose the mean of their place over windows and time, the same in
+    both directions of play, and are scaled per channel: a still background otherwise keeps the probe of a trained
+    encoder at chance. AdamW with cosine decay.
     """
-    mean, std = train.mean((0, 1, 2)), train.std((0, 1, 2)).clamp_min(1e-6)
-    train, held = ((part - mean) / std for part in (train, held))
-    dim = train.shape[-1]
+    mean = train.mean((0, 1), keepdim=True)
+    std = (train - mean).std((0, 1, 2)).clamp_min(1e-6)
+    _, steps, patches, dim = train.shape
+    codes = torch.Generator().manual_seed(stable_seed("attentive codes", seed))
+    code = torch.randn(steps, 1, dim, generator=codes) + torch.randn(1, patches, dim, generator=codes)
+    train, held = ((part - mean) / std + code for part in (train, held))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stable_seed("attentive probe", seed))
-        config = AttentiveProbeConfig(embed_dim=dim, num_classes=3 + DIRECTIONS, num_heads=_heads(dim), depth=1)
+        config = AttentiveProbeConfig(embed_dim=dim, num_classes=3 + DIRECTIONS, num_heads=_heads(dim), depth=1, init_std=_INIT_STD)
         probe = AttentiveProbe(config)
     signs, directions = torch.from_numpy(train_labels.signs).float(), torch.from_numpy(train_labels.directions)
     optimizer = torch.optim.AdamW(probe.parameters(), lr=_RATE, weight_decay=_DECAY, fused=True)

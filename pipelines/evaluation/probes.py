@@ -167,7 +167,7 @@ def build_probes(
     """Probe the target encoder in `cooled_folder`; writes probes.json and probes.png, returns the summary.
 
     `target_clips` is a `target_videos` artefact or None. Episodes are split by the hash of their ids; the encoder never
-    saw them. Sizes come from recipe.probes: `frames` training frames, a quarter as many training windows of `clip_steps`
+    saw them. Sizes come from recipe.probes: `frames` training frames, a fifth as many training windows of `clip_steps`
     frames (each also reversed), and about a third of that held out.
     """
     cpu_started = time.process_time()
@@ -180,7 +180,7 @@ def build_probes(
         sizes, length = recipe.probes, _even(recipe.probes.clip_steps, recipe.encoder.tubelet_size)
         probing.tell("decoding episodes")
         frames, windows = seen.draw(
-            episodes, inside, frames=sizes.frames, windows=max(8, sizes.frames // 4), length=length, seed=recipe.seed
+            episodes, inside, frames=sizes.frames, windows=max(8, sizes.frames // 5), length=length, seed=recipe.seed
         )
         held_frames, held_windows = seen.draw(
             episodes, outside, frames=max(20, sizes.frames * 3 // 10), windows=max(8, sizes.frames // 10), length=length,
