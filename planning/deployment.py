@@ -22,6 +22,7 @@ from planning.bundle import GOAL, GOAL_TASK, verify_bundle
 AGENT_LIMIT_S = 240
 SMALLEST_MOVE_M = 0.05
 LARGEST_END_M = 0.04
+STILL_M = 0.005
 
 
 class Target(Part):
@@ -91,13 +92,15 @@ def run_deployment(
 def check_deployment(summary: dict[str, Any]) -> dict[str, Check]:
     """Blocking checks on an agent's report: it runs this bundle, refused the bad command, and (sent) reached the goal."""
     injected, truth = summary["injected_fault"], summary["simulator"]
+    # In a dry run what moves, a recording or a person's hand, does not move by the command.
+    still = bool(injected) and (not summary["sent"] or injected["moved_m"] < STILL_M)
     checks = {
         "agent_runs_this_bundle": Check(
             summary["bundle"] == summary["expected_bundle"], expected=summary["expected_bundle"], found=summary["bundle"],
             remedy="the agent was given another folder: deploy again",
         ),
         "bad_command_refused": Check(
-            bool(injected and injected["refused"] and injected["moved_m"] < 0.005) and summary["refused"] == 1 and summary["stopped"] is None,
+            still and injected["refused"] and summary["refused"] == 1 and summary["stopped"] is None,
             expected="exactly the one bad command refused, without motion",
             found=f"{summary['refused']} refused, injected: {injected}", remedy="read steps.jsonl: the gate's reasons are there",
         ),

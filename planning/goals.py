@@ -21,7 +21,7 @@ def read_goal(path: Path) -> np.ndarray:
     """A goal image as (H, W, 3) uint8 RGB; raises InputError when the file is no usable picture."""
     try:
         with Image.open(path) as picture:
-            image = np.asarray(picture.convert("RGB"))
+            image = np.array(picture.convert("RGB"))  # a copy, because tensors need writable memory
     except (OSError, UnidentifiedImageError) as error:
         raise InputError(
             f"{path} is not a goal image", expected="a PNG taken by the robot's own camera", found=str(error),

@@ -1,4 +1,4 @@
-"""A recorded episode as a robot: it shows what was seen, takes commands, and moves on by its own recording."""
+"""A recorded episode as a robot: it shows what was seen, and nothing anyone sends can change it."""
 
 from __future__ import annotations
 
@@ -9,51 +9,41 @@ from planning.robots.robot import CommandResult, Observation, RobotInfo
 
 
 class ReplayRobot:
-    """Every command, whatever it says, advances one recorded step; the last observation then stays.
+    """Every observation is the next recorded one, the last one stays. Commands are not carried out and say so.
 
-    What it was sent is kept in `received`. For planning against recordings and for dry runs on a desk: nothing moves, so
-    commanded and recorded motion differ, and a gate's tracking check will say so unless the run is dry.
+    For planning against recordings on a desk: an agent runs it dry, because commanded and recorded motion differ.
     """
 
     def __init__(self, episode: Episode) -> None:
         self.episode = episode
-        self.received: list[np.ndarray] = []
-        self._index = self._sequence = 0
-        self._stopped: str | None = None
+        self._index, self._sequence = -1, 0
 
     def info(self) -> RobotInfo:
         return RobotInfo(name="replay", driver="replay", real=False, step_s=self.episode.step_s)
 
     def connect(self) -> None:
-        self._index = 0
+        """Go back to before the first observation."""
+        self._index = -1
 
     def clock(self) -> float:
-        """Recorded time, s from the first observation."""
-        return float(self.episode.times_s[self._index])
+        """Recorded time of the last observation, s from the first."""
+        return float(self.episode.times_s[max(self._index, 0)])
 
     def observe(self) -> Observation:
+        self._index = min(self._index + 1, len(self.episode) - 1)
         self._sequence += 1
         return Observation(
             self.episode.frames[self._index], self.episode.poses[self._index].copy(), self.clock(), self._sequence
         )
 
     def apply(self, delta7: np.ndarray, deadline_s: float) -> CommandResult:
-        late = self.clock() > deadline_s
-        if self._stopped is None and not late:
-            self.received.append(np.asarray(delta7, dtype=np.float64))
-            self._advance()
-        status = "stopped" if self._stopped else "late" if late else "ok"
-        return CommandResult(np.asarray(delta7, dtype=np.float64), self.episode.poses[self._index].copy(), self.clock(), status)
+        return CommandResult(np.zeros(7), self.episode.poses[max(self._index, 0)].copy(), self.clock(), "replayed")
 
     def hold(self) -> None:
-        if self._stopped is None:
-            self._advance()
+        return None
 
     def stop(self, reason: str) -> None:
-        self._stopped = self._stopped or reason
+        return None
 
     def close(self) -> None:
         self.episode.__dict__.pop("frames", None)  # decoded frames are kept by the episode until then
-
-    def _advance(self) -> None:
-        self._index = min(self._index + 1, len(self.episode) - 1)

@@ -37,7 +37,7 @@ class Observation:
 
 @dataclass(frozen=True)
 class CommandResult:
-    """sent: delta7 given to the body; pose7 measured afterwards; time_s then; status ok, late or stopped."""
+    """sent: delta7 given to the body; pose7 measured afterwards; time_s then; status ok, late, stopped or replayed."""
 
     sent: np.ndarray
     pose7: np.ndarray

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from pipelines.episodes.droid import normalise_episodes
+from pipelines.episodes.record import record_simulated
 from pipelines.recipes import Recipe
 from planning.agent import permission
 from planning.bundle import BundleError, build_bundle, bundle_folder, check_bundle, verify_bundle
@@ -181,3 +183,13 @@ def test_robots_are_registered_in_the_store_and_mistakes_are_refused(tmp_path: P
     (tmp_path / "targets" / "robots.json").write_text('{"lab": {"is_real": true}}')
     with pytest.raises(Exception, match="marked real"):
         load_targets(tmp_path)
+
+
+def test_a_recording_can_be_planned_against_and_is_never_sent_to(bundle_path: Path, tmp_path: Path) -> None:
+    record_simulated(tmp_path / "raw", episodes=1, steps=4, seed=3, height=48, width=48, workers=1)
+    normalise_episodes(tmp_path / "raw", tmp_path / "episodes", source="simulated")
+    (tmp_path / "out").mkdir()
+    target = Target(driver="replay", real=True, episodes=tmp_path / "episodes")
+    summary = run_deployment(tmp_path / "out", bundle_path, target, repository=REPOSITORY, work_folder=tmp_path / "work")
+    assert not summary["sent"] and summary["commands"] == 2 and len(set(summary["energies"])) == 3
+    assert summary["simulator"] is None and all(check.passed for check in check_deployment(summary).values())
