@@ -186,7 +186,7 @@ def test_robots_are_registered_in_the_store_and_mistakes_are_refused(tmp_path: P
 
 
 def test_a_recording_can_be_planned_against_and_is_never_sent_to(bundle_path: Path, tmp_path: Path) -> None:
-    record_simulated(tmp_path / "raw", episodes=1, steps=4, seed=3, height=48, width=48, workers=1)
+    record_simulated(tmp_path / "raw", episodes=1, steps=8, seed=3, height=48, width=48, workers=1)
     normalise_episodes(tmp_path / "raw", tmp_path / "episodes", source="simulated")
     (tmp_path / "out").mkdir()
     target = Target(driver="replay", real=True, episodes=tmp_path / "episodes")
