@@ -32,7 +32,12 @@ def build_app():  # type: ignore[no-untyped-def]
         from assets.demo import DemoOptions, run_demo
         from assets.resources import store_root
 
-        raise typer.Exit(run_demo(DemoOptions(store_root(), videos, recipe, corpus_scale)))
+        try:
+            code = run_demo(DemoOptions(store_root(), videos, recipe, corpus_scale))
+        except KeyboardInterrupt:
+            typer.echo("tubelet: stopped; run make demo again to go on, what was finished is kept", err=True)
+            code = 130
+        raise typer.Exit(code)
 
     @app.command()
     def ui(
@@ -109,7 +114,7 @@ def examine() -> int:
 
 
 def main() -> None:
-    """Entry point: errors of the family become one message and exit code 2; Ctrl-C becomes 130."""
+    """Entry point: errors of the family become one message and exit code 2, or 130 when a person stopped a run."""
     if sys.argv[1:2] == ["doctor"] and "--help" not in sys.argv:
         raise SystemExit(examine())
     from models.errors import TubeletError
@@ -119,9 +124,6 @@ def main() -> None:
     except TubeletError as error:
         print(f"tubelet: {error}", file=sys.stderr)
         raise SystemExit(130 if type(error).__name__ == "RunInterrupted" else 2) from None
-    except KeyboardInterrupt:
-        print("tubelet: stopped; run make demo again to go on", file=sys.stderr)
-        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """The command line: what it needs, and what it says when something is wrong."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -86,3 +88,19 @@ def test_two_folders_of_one_name_are_two_sources(tmp_path: Path) -> None:
     sources.register_source(store, source_name(store, first), first)
     assert source_name(store, first) == "my-videos"
     assert source_name(store, second).startswith("my-videos-")
+
+
+def test_ctrl_c_before_the_first_run_says_how_to_go_on(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    environment = {**os.environ, "TUBELET_STORE": str(store), "PYTHONWARNINGS": "ignore"}
+    process = subprocess.Popen(
+        [sys.executable, str(REPOSITORY / "tubelet.py"), "demo", "--recipe", "smoke"], cwd="/", env=environment,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not (store / "corpus").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    _, words = process.communicate(timeout=60)
+    assert process.returncode == 130 and "run make demo again" in words, words
