@@ -159,7 +159,7 @@ def _check_result(name: str, check: Check, blocks: bool) -> dg.AssetCheckResult:
 
 def metadata_of(artefact: Artefact) -> dict[str, Any]:
     """What the catalogue shows: pictures first, then numbers (Dagster plots floats over time), then where and from what."""
-    metadata = {Path(name).stem: picture(artefact.path / name) for name in artefact.summary.get("pictures", [])}
+    metadata: dict[str, Any] = {Path(name).stem: picture(artefact.path / name) for name in artefact.summary.get("pictures", [])}
     for name, value in artefact.summary.items():
         if name != "pictures" and value is not None:
             metadata[name] = value if isinstance(value, bool | int | float | str) else dg.MetadataValue.json(value)
