@@ -245,8 +245,8 @@ class SelectionConfig(dg.Config):
 
     support: int = 1
     smoothing: int = 1
-    repeat_cap: float = 6.0
-    uniform_mix: float = 0.2
+    repeat_cap: float = 4.0
+    uniform_mix: float = 0.3
 
 
 def plan_curated_clips(store: Store, config: SelectionConfig) -> Plan:

@@ -20,8 +20,8 @@ class EpisodesConfig(dg.Config):
     Any other source needs `folder`, which holds episodes in DROID's raw layout; `step_s` resamples them (0: as recorded).
     """
 
-    episodes: int = 400
-    steps: int = 16
+    episodes: int = 250
+    steps: int = 24
     seed: int = 0
     workers: int = 2
     folder: str = ""

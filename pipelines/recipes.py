@@ -108,6 +108,8 @@ class PosttrainRecipe(Part):
     one_step_share: float = 0.75
     sequence: int = 3
     rollout: int = 2
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """The paper used AdamW. Muon takes the blocks' matrices and needs far fewer updates at nano scale."""
     learning_rate: Curve
     weight_decay: float = 0.04
     checkpoint_every: int = 200
@@ -119,7 +121,7 @@ class PosttrainRecipe(Part):
 class PlanningRecipe(Part):
     """Closed-loop evaluation. Distances in m, durations in s."""
 
-    planner: str = "gauss_newton"
+    planner: str = "map_newton"
     box: float = 0.075
     steps: int = 10
     episodes: int = 50

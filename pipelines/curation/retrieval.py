@@ -38,8 +38,8 @@ class SelectionConfig(Part):
     support: int = 1  # least number of a target's clips in a cluster for it to count (DINOv2's rule: 4)
     smoothing: int = 1  # nearest clusters that a target clip is spread over; 1 is no smoothing
     smoothing_temperature: float = 0.02  # in units of (1 - cosine)
-    repeat_cap: float = 6.0  # largest weight of a clip, in units of its uniform share
-    uniform_mix: float = 0.2  # share of the draws spread evenly over all distinct clips
+    repeat_cap: float = 4.0  # largest weight of a clip, in units of its uniform share
+    uniform_mix: float = 0.3  # share of the draws spread evenly over all distinct clips
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """`python -m pipelines.posttraining.run --spec spec.json`: train one predictor on one frozen encoder, resumably.
 
 The spec: recipe (resolved), encoder_folder, encoder ("trained": its target encoder; "random": the control, the same
-shape at its initial weights), episodes_folder, work_folder, threads; optional optimizer. Everything that counts ends in
+shape at its initial weights), episodes_folder, work_folder, threads. Everything that counts ends in
 work_folder/result, DONE.json last. The `world_model` asset runs main and control side by side, one core each.
 """
 
@@ -29,7 +29,7 @@ from pipelines.errors import InputError, TrainingError
 from pipelines.identity import stable_seed
 from pipelines.posttraining.features import FrameFeatures, cached_features, common_step, split_episodes
 from pipelines.posttraining.publish import build_world_model, check_world_model
-from pipelines.posttraining.trainer import Optimizer, Trainer, new_predictor
+from pipelines.posttraining.trainer import Trainer, new_predictor
 from pipelines.posttraining.validation import transition_losses, validate
 from pipelines.recipes import Recipe
 from pipelines.reporting import Progress, Reporter, configure_logging, open_reporter
@@ -52,7 +52,6 @@ class Spec:
     episodes_folder: Path
     work_folder: Path
     threads: int = 1
-    optimizer: Optimizer = "muon"
 
     @classmethod
     def read(cls, path: Path) -> Spec:
@@ -124,7 +123,7 @@ def run(spec: Spec) -> bool:
             spec.work_folder / "features.safetensors", encoder, episodes, preprocess, progress=progress
         )
     predictor = new_predictor(recipe, encoder.config, spec.recipe.seed)
-    trainer = Trainer(recipe, features, training, predictor, spec.recipe.seed, spec.optimizer)
+    trainer = Trainer(recipe, features, training, predictor, spec.recipe.seed, recipe.optimizer)
     if trainer.resume(spec.work_folder / "checkpoints"):
         reporter.log(f"{label}: goes on from step {trainer.step}")
     _forget_after(spec.work_folder / "metrics.jsonl", trainer.step)
@@ -139,7 +138,7 @@ def run(spec: Spec) -> bool:
     _publish_metrics(spec.work_folder / "metrics.jsonl", result / "metrics.jsonl")
     done = {
         "encoder": spec.encoder, "encoder_digest": state_digest(encoder), "predictor_digest": state_digest(predictor),
-        "updates": trainer.step, "optimizer": spec.optimizer, "step_s": step_s,
+        "updates": trainer.step, "optimizer": recipe.optimizer, "step_s": step_s,
         "episodes": {"train": [ids[index] for index in training], "validation": [ids[index] for index in validation]},
         "transitions": len(features.windows(training, 2)),
         "seconds": time.monotonic() - started, "cpu_seconds": time.process_time() - cpu_started,
