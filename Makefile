@@ -33,7 +33,7 @@ ui: setup
 	@$(PY) tubelet.py ui --port $(PORT)
 
 doctor:
-	@$(PYTHON) tubelet.py doctor
+	@$(if $(wildcard $(PY)),$(PY),$(PYTHON)) tubelet.py doctor
 
 clean:
 	rm -rf .venv
@@ -43,6 +43,7 @@ setup: rendering .venv/installed
 # Software OpenGL for headless rendering: checked before anything is installed, so that nothing half-done stays behind.
 GL_PACKAGES := libegl1 libgl1-mesa-dri libosmesa6 libgl1 libgles2
 rendering:
+	@test -n "$(PYTHON)" || { echo "no Python found: install python3.11 and python3.11-venv, or run make PYTHON=/path/to/python3.11"; exit 1; }
 	@$(PYTHON) -c 'import sys; from pipelines.doctor import graphics; sys.exit(not graphics()[0])' && exit 0; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		echo "installing headless rendering libraries: $(GL_PACKAGES)"; \

@@ -49,7 +49,7 @@ def run_demo(options: DemoOptions) -> int:
     started = time.monotonic()
     load_recipe(options.recipe)
     store = Store.open(options.root)
-    with _alone(store), open_instance() as instance:
+    with store.writing(), _alone(store), open_instance() as instance:
         log_to(store)
         for run_id in reconcile_runs(instance):
             logger.info("ended run %s, whose process was gone", run_id)
@@ -179,10 +179,15 @@ def _alone(store: Store) -> Iterator[None]:
         yield
 
 
+class _LogFile(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A full disk is told by whoever needs the space; the console has this line anyway."""
+
+
 def log_to(store: Store) -> None:
     """Also write what the console shows to logs/demo.log in the store."""
     root = logging.getLogger("tubelet")
     (store.root / "logs").mkdir(exist_ok=True)
-    handler = logging.FileHandler(store.root / "logs" / "demo.log")
+    handler = _LogFile(store.root / "logs" / "demo.log")
     handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s"))
     root.addHandler(handler)

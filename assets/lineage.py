@@ -5,8 +5,6 @@ from __future__ import annotations
 import dagster as dg
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
-from pipelines.store import Store
-
 
 def recorded_version(instance: dg.DagsterInstance, asset: str, partition: str | None = None) -> str | None:
     """Data version of the newest materialization that Dagster remembers; None when it remembers none."""
@@ -21,15 +19,3 @@ def observed_version(instance: dg.DagsterInstance, asset: str) -> str | None:
     records = instance.fetch_observations(dg.AssetKey(asset), limit=1).records
     event = records[0].event_log_entry.asset_observation if records else None
     return (event.tags or {}).get(DATA_VERSION_TAG) if event else None
-
-
-def disagreements(instance: dg.DagsterInstance, store: Store, assets: list[str]) -> list[str]:
-    """Sentences on every current artefact whose newest event is missing or names other bytes."""
-    found = []
-    for asset in assets:
-        for partition in store.partitions(asset):
-            name = None if partition == "_" else partition
-            artefact, version = store.current(asset, name), recorded_version(instance, asset, name)
-            if version != artefact.digest:
-                found.append(f"{artefact.key}: the store holds {artefact.digest}, Dagster remembers {version or 'nothing'}")
-    return found

@@ -84,7 +84,7 @@ def clear_leases(store: Store) -> list[str]:
 
 def reconcile_store(store: Store) -> int:
     """`tubelet reconcile`: end lost runs, clear lost leases, and say which."""
-    with dg.DagsterInstance.get() as instance:
+    with store.writing(), dg.DagsterInstance.get() as instance:
         ended = reconcile_runs(instance)
     folders = clear_leases(store)
     logger.info("ended %d lost runs%s", len(ended), ": " + ", ".join(ended) if ended else "")

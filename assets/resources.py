@@ -7,7 +7,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from pipelines.store import Store
+from pipelines.store import Store, local_folder
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -19,7 +19,7 @@ def store_root() -> Path:
 
 def export_environment(root: Path) -> None:
     """Set what `dagster.yaml` and every child process read; `root` may be relative to the current folder."""
-    path = root.expanduser().absolute()
+    path = local_folder(root)
     os.environ["TUBELET_STORE"] = str(path)
     os.environ["TUBELET_DAGSTER"] = str(path / "dagster")
     os.environ["DAGSTER_HOME"] = str(REPOSITORY)

@@ -10,14 +10,13 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
 logger = logging.getLogger("tubelet")
-T = TypeVar("T")
 LINE_EVERY_S = 3.0
 
 
@@ -34,7 +33,7 @@ def configure_logging(level: int = logging.INFO) -> None:
 class Progress:
     """Progress of `total` items: a bar on a terminal, else one log line at most every `LINE_EVERY_S` seconds.
 
-    Callable as `progress(done, total)` for stages that only know counts; `note` adds a short text to the next line.
+    Callable as `progress(done, total, text)` for stages that only know counts; `text` is shown behind them.
     """
 
     def __init__(self, label: str, total: int, unit: str = "items", emit: Callable[[str], None] | None = None) -> None:
@@ -42,9 +41,6 @@ class Progress:
         self._emit = emit or logger.info
         self._bar = tqdm(total=total, desc=label, unit=f" {unit}", leave=False) if emit is None and sys.stderr.isatty() else None
         self._started = self._last = time.monotonic()
-
-    def update(self, count: int = 1, text: str = "") -> None:
-        self(self.done + count, self.total, text)
 
     def __call__(self, done: int, total: int | None = None, text: str = "") -> None:
         self.total = total or self.total
@@ -74,14 +70,6 @@ class Progress:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def track(items: Iterable[T], label: str, total: int, unit: str = "items") -> Iterator[T]:
-    """Iterate with a `Progress`."""
-    with Progress(label, total, unit) as progress:
-        for item in items:
-            yield item
-            progress.update()
 
 
 class Reporter(Protocol):

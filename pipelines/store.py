@@ -19,6 +19,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import time
 import uuid
@@ -27,12 +28,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from models.errors import TubeletError
 from pipelines.errors import MissingArtefact, StoreError
 from pipelines.identity import canonical_json, digest_of, file_sha256
 
 STORE_VERSION = 1
+MARKER = "STORE.json"
 MANIFEST = "MANIFEST.json"
 NO_PARTITION = "_"
+FULL_WORDS = ("no space left on device", "disk is full")
+DENIED_WORDS = ("readonly database", "unable to open database", "disk i/o error")
+NO_ROOM_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -74,16 +80,18 @@ class Store:
     @classmethod
     def open(cls, root: str | Path, *, create: bool = True) -> Store:
         """Open the store at `root`, making it when absent; refuses other versions, read-only folders and remote URLs."""
-        text = str(root)
-        if "://" in text and not text.startswith("file://"):
-            raise StoreError(
-                f"store {text} is not on this machine", expected="a local folder", found=text.split("://")[0] + " URL",
-                remedy="mount it, or set TUBELET_STORE to a local folder",
-            )  # fmt: skip
-        path = Path(text.removeprefix("file://")).expanduser().absolute()
-        marker = path / "STORE.json"
+        store = cls(local_folder(root))
+        with store.writing():
+            store._insist_on_own(create)
+            if create:
+                store._make()
+        return store
+
+    def _insist_on_own(self, create: bool) -> None:
+        """Raise unless the folder is a store of this version, or (with `create`) could become one."""
+        path, marker = self.root, self.root / MARKER
         if marker.exists():
-            version = json.loads(marker.read_text() or "{}").get("version")
+            version = _version_in(marker)
             if version != STORE_VERSION:
                 raise StoreError(
                     f"{path} was made by another version of Tubelet", expected=f"store version {STORE_VERSION}",
@@ -100,34 +108,33 @@ class Store:
                 f"{path} holds other files and no STORE.json", expected="an empty folder or a Tubelet store",
                 found=", ".join(sorted(item.name for item in path.iterdir())[:4]), remedy="set TUBELET_STORE to an empty folder",
             )  # fmt: skip
-        store = cls(path)
-        if create:
-            with store.writing():
-                path.mkdir(parents=True, exist_ok=True)
-                if not marker.exists():
-                    write_atomic(marker, json.dumps({"version": STORE_VERSION}))
-                probe = path / f".write-{uuid.uuid4().hex}"
-                probe.write_bytes(b"")
-                probe.unlink()
-        return store
+
+    def _make(self) -> None:
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise StoreError(
+                f"the store {self.root} cannot be made", expected="a place where folders can be made", found=str(error),
+                remedy="set TUBELET_STORE to another folder",
+            ) from error  # fmt: skip
+        if not (self.root / MARKER).exists():
+            write_atomic(self.root / MARKER, json.dumps({"version": STORE_VERSION}))
+        probe = self.root / f".write-{uuid.uuid4().hex}"
+        probe.write_bytes(b"")
+        probe.unlink()
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Turn a full or read-only disk into an error that says so and what to do."""
+        """Turn a full or read-only disk into an error that says so and what to do, also when a database met it."""
         try:
             yield
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise StoreError(
-                    f"the disk under {self.root} is full", expected="free space", found=str(error),
-                    remedy="free some space and run again; what was finished is kept",
-                ) from error  # fmt: skip
-            if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-                raise StoreError(
-                    f"the store {self.root} cannot be written", expected="a writable folder", found=str(error),
-                    remedy="mend its permissions, or set TUBELET_STORE to a writable folder",
-                ) from error  # fmt: skip
+        except TubeletError:
             raise
+        except Exception as error:
+            told = disk_error(error, self.root)
+            if told is None:
+                raise
+            raise told from error
 
     # -- artefacts ---------------------------------------------------------------------------------------------
 
@@ -258,6 +265,55 @@ class Store:
                 remedy=f"materialize {label} again and look at its checks",
             )  # fmt: skip
         return artefact
+
+
+def local_folder(root: str | Path) -> Path:
+    """`root` as an absolute path; raises `StoreError` for a URL of another machine."""
+    text = re.sub(r"^file:/+", "/", str(root))
+    # One slash is enough: a URL that has been a Path has lost the other.
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/", text)
+    if scheme:
+        raise StoreError(
+            f"store {text} is not on this machine", expected="a local folder", found=f"{scheme[1]} URL",
+            remedy="mount it, or set TUBELET_STORE to a local folder",
+        )  # fmt: skip
+    return Path(text).expanduser().absolute()
+
+
+def _version_in(marker: Path) -> Any:
+    try:
+        return json.loads(marker.read_text())["version"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise StoreError(
+            f"{marker} is damaged", expected=json.dumps({"version": STORE_VERSION}), found=repr(error),
+            remedy="if this folder is a store of this version, write the expected text into that file; else set TUBELET_STORE to another folder",
+        ) from error  # fmt: skip
+
+
+def disk_error(error: BaseException, root: Path) -> StoreError | None:
+    """What to tell a person when `error`, or what it was raised from, is a full or read-only disk; None when it is not.
+
+    Databases and file formats have errors of their own for it, so their words count too.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        number, words = getattr(cause, "errno", None), str(cause).lower()
+        full = number in (errno.ENOSPC, errno.EDQUOT) or any(said in words for said in FULL_WORDS)
+        # SQLite's word when not even its index of the log has room.
+        if full or ("disk i/o error" in words and shutil.disk_usage(root).free < NO_ROOM_BYTES):
+            return StoreError(
+                f"the disk under {root} is full", expected="free space", found=str(cause).splitlines()[0],
+                remedy="free some space and run again; what was finished is kept",
+            )  # fmt: skip
+        place = getattr(cause, "filename", None)
+        denied = number in (errno.EROFS, errno.EACCES, errno.EPERM) and (not isinstance(place, str) or Path(place).is_relative_to(root))
+        if denied or any(said in words for said in DENIED_WORDS):
+            return StoreError(
+                f"the store {root} cannot be written", expected="a writable folder", found=str(cause).splitlines()[0],
+                remedy="mend its permissions, or set TUBELET_STORE to a writable folder",
+            )  # fmt: skip
+        cause = cause.__cause__
+    return None
 
 
 def write_atomic(path: Path, text: str) -> None:

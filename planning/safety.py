@@ -12,15 +12,10 @@ from typing import Any
 import numpy as np
 import pydantic
 
-from models.errors import TubeletError
 from pipelines.errors import InputError
 from pipelines.recipes import Part
 
 Bounds = tuple[float, float]
-
-
-class SafetyFault(TubeletError):
-    """The gate is latched: a person has to look before this robot moves again."""
 
 
 class SafetyLimits(Part):

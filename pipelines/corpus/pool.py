@@ -101,7 +101,7 @@ def make_corpus(
     not on the worker. Raises RenderingError or EncodeError with the remedy when this machine cannot make films.
     """
     if scale not in SCALES:
-        raise InputError("unknown scale of the corpus", expected=" or ".join(SCALES), found=scale)
+        raise InputError("unknown scale of the corpus", expected=" or ".join(SCALES), found=scale, remedy="name one of these")
     shape = SCALES[scale]
 
     def build(filling: Path) -> dict[str, Any]:
@@ -118,7 +118,10 @@ def make_corpus(
         for item, outcome in zip(items, outcomes, strict=True):
             if outcome.failure is not None:
                 name = item.name if isinstance(item, PoolFile) else item.paths[0]
-                raise InputError(f"making {name} failed", found=f"{outcome.failure}: {outcome.detail}")
+                raise InputError(
+                    f"making {name} failed", expected="a film", found=f"{outcome.failure}: {outcome.detail}",
+                    remedy="mend the cause and run again: films that are finished are kept; `make doctor` says what is missing",
+                )  # fmt: skip
         pool = [_described(film) for film in films] + _copies(filling, films, shape) + _damaged(filling, films)
         targets = [
             {"path": path, "set": pair.set_name, "split": pair.split, "label": Path(path).parent.name, "pair": pair.number,

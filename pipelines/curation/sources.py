@@ -128,12 +128,14 @@ def register_source(store: Store, name: str, path: str | Path, licence: str = ""
 
 def candidates_or_error(root: Path) -> list[SourceFile]:
     """Candidate files below `root`; raises `InputError` when there is nothing to take in. Ignored files are logged."""
-    kinds = "a folder with video files (" + " ".join(sorted(VIDEO_SUFFIXES)) + ")"
+    kinds = "a folder with video files (.mp4 .mkv .mov .avi .webm or another common suffix)"
     remedy = "name a folder that holds video files, for example make demo VIDEOS=/path/to/videos"
     if not root.exists():
         raise InputError(f"{root} does not exist", expected=kinds, found="nothing there", remedy=remedy)
     if not root.is_dir():
         raise InputError(f"{root} is not a folder", expected=kinds, found="a file", remedy=remedy)
+    if not os.access(root, os.R_OK | os.X_OK):
+        raise InputError(f"{root} cannot be read", expected=kinds, found="no permission", remedy="mend its permissions")
     if not any(root.iterdir()):
         raise InputError(f"{root} is empty", expected=kinds, found="an empty folder", remedy=remedy)
     files, ignored = scan_folder(root)

@@ -37,7 +37,8 @@ class Node:
 
 def find(store: Store, name: str) -> Artefact:
     """The artefact called `name`: `asset`, `asset[partition]` (the current one), a digest or identity (8 or more
-    characters of its start), or the path of its folder. Raises `InputError` when there is none, or more than one."""
+    characters of its start), or the path of its folder. Raises `InputError` when there is none, or more than one; `MissingArtefact` in
+    an empty store."""
     folder = Path(name)
     if (folder / MANIFEST).is_file():
         return store.load(folder.absolute())
@@ -51,6 +52,8 @@ def find(store: Store, name: str) -> Artefact:
     found = [item for item in (store.load(path.parent) for path in manifests) if item.digest.startswith(name) or item.identity.startswith(name)]
     if len({item.digest for item in found}) != 1:
         assets = sorted(path.name for path in (store.root / "current").glob("*"))
+        if not assets:
+            raise MissingArtefact(f"the store {store.root} holds no artefact yet", expected=name, found="none", remedy="run `make demo` first")
         raise InputError(
             f"no one artefact is called {name}", expected=f"one of {', '.join(assets)}, with [partition], or a digest",
             found=", ".join(f"{item.key} {item.digest}" for item in found) or "none", remedy="name it as the Dagster UI does",

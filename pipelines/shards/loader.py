@@ -159,7 +159,7 @@ class ClipLoader:
             reason = f"clip {self._clip_ids[sample.row]}: {problem}"
         raise ShardError(
             f"sample {global_sample} and {STAND_INS} stand-ins do not decode", expected="decodable clips", found=reason,
-            remedy="run `tubelet shards verify` on these shards and make them again",
+            remedy="the shards are damaged: delete their artefact folder and materialize training_shards again",
         )  # fmt: skip
 
     def _decoded(self, row: int) -> tuple[DecodedClip | None, str]:
@@ -181,7 +181,7 @@ class ClipLoader:
             raise ShardError(
                 "too many training samples do not decode", expected=f"at most {self.max_failure_share:.1%}",
                 found=f"{failures} of {self.served + self.share}; last: {replacement.reason}",
-                remedy="run `tubelet shards verify` on these shards and make them again",
+                remedy="the shards are damaged: delete their artefact folder and materialize training_shards again",
             )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from pipelines.errors import MissingArtefact, StoreError
 from pipelines.identity import canonical_json, clip_id, digest_of
-from pipelines.store import Artefact, Store
+from pipelines.store import Artefact, Store, local_folder
 
 
 def write(text: str):
@@ -137,3 +138,46 @@ def test_artefact_without_a_member_says_so(tmp_path: Path) -> None:
     made: Artefact = store.produce("clips", write("x"))
     with pytest.raises(MissingArtefact, match=r"has no clips\.parquet"):
         made.file("clips.parquet")
+
+
+@pytest.mark.parametrize("text", ["garbage", "[]", "", "{}"])
+def test_a_damaged_marker_is_told_with_what_belongs_there(tmp_path: Path, text: str) -> None:
+    (tmp_path / "STORE.json").write_text(text)
+    with pytest.raises(StoreError, match=r"is damaged .*\"version\": 1"):
+        Store.open(tmp_path)
+    assert (tmp_path / "STORE.json").read_text() == text
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/store", Path("s3://bucket/store"), "gs:/bucket"])
+def test_a_url_of_another_machine_is_refused_also_after_it_has_been_a_path(url: str | Path) -> None:
+    with pytest.raises(StoreError, match="not on this machine"):
+        local_folder(url)
+
+
+def test_a_place_where_no_folder_can_be_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(StoreError, match="cannot be made"):
+        Store.open(tmp_path / "file" / "store")
+
+
+def test_a_full_disk_is_told_also_when_a_database_met_it(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "store")
+
+    def fail(words: str) -> None:
+        try:
+            raise sqlite3.OperationalError(words)
+        except sqlite3.OperationalError as error:
+            raise RuntimeError("a layer above") from error
+
+    with pytest.raises(StoreError, match=r"is full .* free some space"), store.writing():
+        fail("database or disk is full")
+    with pytest.raises(StoreError, match="cannot be written"), store.writing():
+        fail("attempt to write a readonly database")
+    with pytest.raises(RuntimeError, match="a layer above"), store.writing():
+        fail("no such table: runs")
+
+
+def test_a_file_elsewhere_that_may_not_be_read_is_not_blamed_on_the_store(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "store")
+    with pytest.raises(PermissionError), store.writing():
+        raise PermissionError(13, "Permission denied", str(tmp_path / "videos"))
