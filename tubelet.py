@@ -7,6 +7,7 @@ anything is installed.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -113,8 +114,16 @@ def examine() -> int:
     return examine_machine(sys.stdout, Path(os.environ.get("TUBELET_STORE") or Path(__file__).resolve().parent / "store"))
 
 
+def listen_to_signals() -> None:
+    """Undo an ignored SIGINT. A shell leaves it so for what it starts in the background, and Dagster copies the handler to
+    SIGTERM: without this neither Ctrl-C nor a polite kill would end a run."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def main() -> None:
     """Entry point: errors of the family become one message and exit code 2, or 130 when a person stopped a run."""
+    listen_to_signals()
     if sys.argv[1:2] == ["doctor"] and "--help" not in sys.argv:
         raise SystemExit(examine())
     from models.errors import TubeletError
