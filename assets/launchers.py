@@ -53,7 +53,7 @@ class TrainLauncher(dg.ConfigurableResource):
             logger.info("    %s: finished before, nothing to train", name)
             return
         for attempt in range(1, self.attempts + 1):
-            codes = self._attempt(context, jobs, work_folder, heard)
+            codes, last_words = self._attempt(context, jobs, work_folder, heard)
             missing = [str(path) for path in done if not path.exists()]
             if not missing and not any(codes):
                 return
@@ -62,8 +62,8 @@ class TrainLauncher(dg.ConfigurableResource):
                 raise TrainingError(
                     f"{name}: training ended without its result",
                     expected="exit code 0 of every process, and " + ", ".join(path.name for path in done),
-                    found=f"exit codes {codes}" + (f", missing {', '.join(missing)}" if missing else ""),
-                    remedy=f"read the lines above and {work_folder}/*.log; the next attempt goes on from the newest checkpoint",
+                    found=f"exit codes {codes}; last words: {last_words or 'none'}",
+                    remedy=f"read {work_folder}/*.log; the next attempt goes on from the newest checkpoint",
                 )  # fmt: skip
             context.log.warning(f"exit codes {codes}: starting again in {self.pause_s:g} s from the newest checkpoint")
             logger.warning("    %s: exit codes %s, starting again from the newest checkpoint", name, codes)
@@ -71,22 +71,30 @@ class TrainLauncher(dg.ConfigurableResource):
 
     def _attempt(
         self, context: dg.AssetExecutionContext, jobs: Sequence[Job], work_folder: Path, heard: Callable[[], None]
-    ) -> list[int]:
-        """Exit codes of one start of all jobs, the first with a Pipes session."""
+    ) -> tuple[list[int], str]:
+        """Exit codes of one start of all jobs, the first with a Pipes session; and the last line that the first wrote."""
         from pipelines.training import launcher
 
+        first, *others = jobs
+        marks = tuple(f"[{job.name}] " for job in others)
+        last_words = ""
+
         def relay(line: str) -> None:
-            logger.info("    %s", OWN_CLOCK.sub(r"\1", line.rstrip()))
+            nonlocal last_words
+            words = OWN_CLOCK.sub(r"\1", line.rstrip())
+            if words and not words.startswith(marks):
+                last_words = words
+            logger.info("    %s", words)
             heard()
 
-        first, *others = jobs
         with pipes_session(context, work_folder) as session:
             # One session, one speaker: a second process reporting into it breaks the run.
             first = replace(first, env={**first.env, **session.get_bootstrap_env_vars()})
-            return launcher.launch(
+            codes = launcher.launch(
                 [first, *others], cwd=REPOSITORY, work_folder=work_folder, on_line=relay, grace_s=self.grace_s,
                 run_id=context.run_id,
             )  # fmt: skip
+        return codes, last_words
 
 
 @contextmanager

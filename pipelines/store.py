@@ -305,15 +305,19 @@ def disk_error(error: BaseException, root: Path) -> StoreError | None:
                 f"the disk under {root} is full", expected="free space", found=str(cause).splitlines()[0],
                 remedy="free some space and run again; what was finished is kept",
             )  # fmt: skip
-        place = getattr(cause, "filename", None)
-        denied = number in (errno.EROFS, errno.EACCES, errno.EPERM) and (not isinstance(place, str) or Path(place).is_relative_to(root))
-        if denied or any(said in words for said in DENIED_WORDS):
+        denied = number in (errno.EACCES, errno.EPERM) and _touches(getattr(cause, "filename", None), root)
+        if denied or number == errno.EROFS or any(said in words for said in DENIED_WORDS):
             return StoreError(
                 f"the store {root} cannot be written", expected="a writable folder", found=str(cause).splitlines()[0],
                 remedy="mend its permissions, or set TUBELET_STORE to a writable folder",
             )  # fmt: skip
         cause = cause.__cause__
     return None
+
+
+def _touches(name: Any, root: Path) -> bool:
+    """Whether a path from an error lies in `root`, or on the way to it."""
+    return isinstance(name, str) and (Path(name).is_relative_to(root) or root.is_relative_to(name))
 
 
 def write_atomic(path: Path, text: str) -> None:

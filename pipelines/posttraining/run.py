@@ -33,7 +33,7 @@ from pipelines.posttraining.trainer import Trainer, new_predictor
 from pipelines.posttraining.validation import transition_losses, validate
 from pipelines.recipes import Recipe
 from pipelines.reporting import Progress, Reporter, configure_logging, open_reporter
-from pipelines.store import write_atomic
+from pipelines.store import disk_error, write_atomic
 from pipelines.training.launcher import EXIT_GUARD, EXIT_INPUT, EXIT_STOPPED
 
 __all__ = ["Spec", "build_world_model", "check_world_model", "run"]
@@ -217,6 +217,12 @@ def main() -> int:
         return EXIT_GUARD
     except TubeletError as error:
         logger.error("%s", error)
+        return EXIT_INPUT
+    except Exception as error:
+        told = disk_error(error, arguments.spec.parent)
+        if told is None:
+            raise
+        logger.error("%s", told)
         return EXIT_INPUT
 
 

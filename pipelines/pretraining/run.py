@@ -39,6 +39,7 @@ from pipelines.pretraining.task import Pretraining
 from pipelines.recipes import Recipe
 from pipelines.reporting import Reporter, configure_logging, open_reporter
 from pipelines.shards.loader import ClipGeometry, ClipLoader
+from pipelines.store import disk_error
 from pipelines.training import checkpoint
 from pipelines.training.ema import make_target
 from pipelines.training.engine import Engine, EngineConfig, open_engine
@@ -49,6 +50,9 @@ from pipelines.training.loop import Schedule, train
 __all__ = ["build_pretrained", "check_pretrained", "main", "write_spec"]
 
 logger = logging.getLogger("tubelet.pretraining")
+
+LOST_PEER = "Connection closed by peer"  # gloo's words; the rank that ended has said why
+EXIT_LOST_PEER = 1
 
 
 def build_student(recipe: Recipe, height: int, width: int, frames: int) -> JEPA:
@@ -142,6 +146,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TubeletError as error:
         logger.error("%s", error)
         return EXIT_INPUT
+    except Exception as error:
+        told = disk_error(error, arguments.spec.parent)
+        if told is None and LOST_PEER not in str(error):
+            raise
+        logger.error("%s", told or "another rank has ended, so this one cannot go on")
+        return EXIT_INPUT if told else EXIT_LOST_PEER
     return 0
 
 
