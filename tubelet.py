@@ -74,14 +74,15 @@ def build_app():  # type: ignore[no-untyped-def]
         """Print what an artefact was made from, down to seconds of source video, from files alone."""
         enter(store)
         from assets.resources import store_root
-        from pipelines.lineage.ledger import find, render_text, source_seconds, trace
-        from pipelines.lineage.render import seconds_text
+        from pipelines.lineage.ledger import episode_seconds, find, render_text, source_seconds, trace
+        from pipelines.lineage.render import episodes_text, seconds_text
         from pipelines.store import Store
 
         opened = Store.open(store_root(), create=False)
         artefact = find(opened, name)
         typer.echo(render_text(trace(opened, artefact)))
         typer.echo(seconds_text(source_seconds(opened, artefact)))
+        typer.echo(episodes_text(episode_seconds(opened, artefact)))
 
     @app.command()
     def report(

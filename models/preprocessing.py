@@ -50,11 +50,6 @@ def resize(frames: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(frames, size=tuple(size), mode="bilinear", align_corners=False, antialias=True)
 
 
-def resize_and_normalise(frames: Tensor, size: tuple[int, int]) -> Tensor:
-    """(T, H, W, 3) uint8 RGB -> (3, T, h, w) float32, squashed to size (h, w), ImageNet mean and std."""
-    return Preprocess(height=size[0], width=size[1], mode="squash")(frames)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
     """Frames of a camera or a file -> the video an encoder reads. Its fields travel with the weights.

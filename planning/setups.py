@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from pipelines.errors import InputError
-from pipelines.identity import stable_seed
 from pipelines.simulation.arm import CUBE_REGION, WORKSPACE, SimulatedArm
 
 CUBE_CLEARANCE_M = 0.12
@@ -53,14 +52,6 @@ def make_setup(seed: int, *, min_distance: float, solved_distance: float) -> Set
         "no start and goal so far apart fit on the table", expected=f"under {np.linalg.norm(high - low):.2f} m",
         found=f"{min_distance} m", remedy="ask for a smaller distance",
     )  # fmt: skip
-
-
-def make_episodes(count: int, seed: int, *, min_distance: float = 0.10, solved_distance: float = 0.04) -> list[Setup]:
-    """`count` fresh tasks, shared by every row of an evaluation so that rows are paired."""
-    return [
-        make_setup(stable_seed("episode", seed, index), min_distance=min_distance, solved_distance=solved_distance)
-        for index in range(count)
-    ]
 
 
 def goal_image(arm: SimulatedArm, setup: Setup) -> np.ndarray:

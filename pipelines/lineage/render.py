@@ -42,6 +42,15 @@ def render_html(node: Node) -> str:
     return f"<details class='lineage' open style='margin-left:1.2em'><summary>{head} {tail}</summary>{inner}</details>"
 
 
+def episodes_text(rows: list[dict[str, Any]]) -> str:
+    """`ledger.episode_seconds` as one line: how many robot episodes and seconds in each role."""
+    parts = []
+    for role in sorted({row["role"] for row in rows}):
+        own = [row["seconds"] for row in rows if row["role"] == role]
+        parts.append(f"{len(own)} {role} ({sum(own):.1f} s)")
+    return f"robot episodes: {', '.join(parts) or 'none'}"
+
+
 def seconds_text(rows: list[dict[str, Any]], limit: int = 20) -> str:
     """`ledger.source_seconds` as lines, most-shown videos first, with a closing total over all of them."""
     ordered = sorted(rows, key=lambda row: (-row["seconds"], row["path"]))

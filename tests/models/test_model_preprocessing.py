@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from models.errors import ConfigError, ShapeError
-from models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocess, normalise, resize_and_normalise
+from models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocess, normalise
 
 
 def frames(time: int, height: int, width: int) -> Tensor:
@@ -20,7 +20,7 @@ def frames(time: int, height: int, width: int) -> Tensor:
 
 def test_same_size_is_only_normalised() -> None:
     source = frames(3, 32, 48)
-    video = resize_and_normalise(source, (32, 48))
+    video = Preprocess(height=32, width=48)(source)
     expected = (source.double() / 255 - torch.tensor(IMAGENET_MEAN)) / torch.tensor(IMAGENET_STD)
     assert video.dtype == torch.float32 and video.shape == (3, 3, 32, 48)
     torch.testing.assert_close(video.double(), expected.permute(3, 0, 1, 2), atol=1e-5, rtol=0)
@@ -30,7 +30,7 @@ def test_robot_path_and_training_path_normalise_alike_and_leave_their_input_alon
     source = frames(2, 16, 16)
     batch = source.permute(3, 0, 1, 2).unsqueeze(0).contiguous()
     before = batch.clone()
-    torch.testing.assert_close(normalise(batch)[0], resize_and_normalise(source, (16, 16)))
+    torch.testing.assert_close(normalise(batch)[0], Preprocess(height=16, width=16)(source))
     torch.testing.assert_close(normalise(batch.float()), normalise(batch))
     assert torch.equal(batch, before)
 
@@ -38,7 +38,7 @@ def test_robot_path_and_training_path_normalise_alike_and_leave_their_input_alon
 def test_shrinking_averages_so_that_fine_texture_does_not_alias() -> None:
     stripes = torch.zeros(1, 64, 64, 3, dtype=torch.uint8)
     stripes[:, :, ::2] = 255
-    video = resize_and_normalise(stripes, (16, 16))
+    video = Preprocess(height=16, width=16)(stripes)
     grey = normalise(torch.full((3, 1, 1, 1), 127.5))
     assert (video - grey).abs()[..., 2:-2].max() < 0.05
 

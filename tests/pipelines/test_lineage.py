@@ -18,7 +18,7 @@ from pipelines import schemas
 from pipelines.errors import InputError, MissingArtefact
 from pipelines.lineage import ledger
 from pipelines.lineage.exposure import ExposureSpec, expose, exposures, merge_spans
-from pipelines.lineage.render import seconds_html, seconds_text
+from pipelines.lineage.render import episodes_text, seconds_html, seconds_text
 from pipelines.shards.geometry import ClipGeometry
 from pipelines.shards.index import ShardIndex
 from pipelines.shards.loader import ClipLoader
@@ -143,7 +143,8 @@ def test_episode_seconds_tell_training_from_validation(chain: tuple[Store, dict[
     assert [(row["episode_id"], row["role"], row["seconds"]) for row in rows] == [
         ("e0", "train", 2.5), ("e1", "train", 2.75), ("e2", "validation", 3.0),
     ]  # fmt: skip
-    assert ledger.episode_seconds(store, made["cooled_encoder"]) == []
+    assert episodes_text(rows) == "robot episodes: 2 train (5.2 s), 1 validation (3.0 s)"
+    assert ledger.episode_seconds(store, made["cooled_encoder"]) == [] and "none" in episodes_text([])
 
 
 def test_trace_reaches_the_sources_and_shows_shared_parents_once(chain: tuple[Store, dict[str, Artefact]]) -> None:

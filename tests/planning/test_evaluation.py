@@ -17,7 +17,7 @@ from pipelines.recipes import Recipe
 from planning.evaluation import LandscapeJob, Outcome, Row, run_jobs, run_landscape, summarise, tasks_for
 from planning.planners import make_planner
 from planning.results import build_planning_results, check_planning
-from planning.setups import CUBE_CLEARANCE_M, make_episodes, make_setup
+from planning.setups import CUBE_CLEARANCE_M, make_setup
 from planning.statistics import wilson
 
 
@@ -49,14 +49,13 @@ def test_the_oracle_reaches_goals_and_no_op_does_not(random_world_model: Path) -
 
 
 def test_set_ups_are_fresh_unsolved_and_keep_the_cube_out_of_the_way() -> None:
-    setups = make_episodes(60, seed=7)
+    setups = [make_setup(seed, min_distance=0.10, solved_distance=0.04) for seed in range(60)]
     assert len({setup.start for setup in setups}) == 60
     for setup in setups:
         assert setup.distance >= 0.1
         for place in (setup.start, setup.goal):
             assert np.linalg.norm(np.subtract(place[:2], setup.cube_xy)) >= CUBE_CLEARANCE_M
-    assert make_episodes(3, seed=7) == setups[:3]
-    assert make_episodes(1, seed=8) != setups[:1]
+    assert make_setup(3, min_distance=0.10, solved_distance=0.04) == setups[3]
 
 
 def test_a_distance_that_does_not_fit_on_the_table_is_an_error() -> None:

@@ -42,6 +42,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict]:
             cwd=ROOT, env={**os.environ, "TUBELET_RECIPES": str(recipes)}, check=False,
         )  # fmt: skip
         found[seed] = json.loads((store / "report" / "report.json").read_text())
+        assert found[seed]["recipe"] == name, f"the run of seed {seed} wrote no report; the one there is of {found[seed]['recipe']}"
     return found
 
 
