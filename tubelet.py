@@ -19,6 +19,7 @@ def build_app():  # type: ignore[no-untyped-def]
     app = typer.Typer(add_completion=False, no_args_is_help=True, help="V-JEPA 2 from raw video to a moving robot.")
     store_option = typer.Option(None, "--store", help="Store folder; default TUBELET_STORE, or store/ here.")
 
+    tables_option = typer.Option(None, "--tables", help="Also write checkpoints and exposures as Parquet into this folder.")
     videos_option = typer.Option(None, "--videos", help="A folder of your own videos to add to the pool.")
 
     @app.command()
@@ -70,11 +71,12 @@ def build_app():  # type: ignore[no-untyped-def]
     def lineage(
         name: str = typer.Argument("robot_deployment[sim]", help="asset, asset[partition], or the start of a digest."),
         store: Path | None = store_option,
+        tables: Path | None = tables_option,
     ) -> None:
         """Print what an artefact was made from, down to seconds of source video, from files alone."""
         enter(store)
         from assets.resources import store_root
-        from pipelines.lineage.ledger import episode_seconds, find, render_text, source_seconds, trace
+        from pipelines.lineage.ledger import episode_seconds, find, render_text, source_seconds, trace, write_tables
         from pipelines.lineage.render import episodes_text, seconds_text
         from pipelines.store import Store
 
@@ -83,6 +85,8 @@ def build_app():  # type: ignore[no-untyped-def]
         typer.echo(render_text(trace(opened, artefact)))
         typer.echo(seconds_text(source_seconds(opened, artefact)))
         typer.echo(episodes_text(episode_seconds(opened, artefact)))
+        for path in write_tables(opened, artefact, tables) if tables else []:
+            typer.echo(f"wrote {path}")
 
     @app.command()
     def report(

@@ -52,7 +52,7 @@ def graphics():
     libraries = {name: ctypes.util.find_library(name) for name in ("EGL", "OSMesa", "GL")}
     there = [name for name, path in libraries.items() if path]
     passed = bool(libraries["EGL"] or libraries["OSMesa"])
-    return passed, "headless OpenGL", ", ".join(there) or "none", "apt-get install -y libegl1 libgl1 libosmesa6"
+    return passed, "headless OpenGL", ", ".join(there) or "none", "apt-get install -y libegl1 libgl1-mesa-dri libosmesa6 libgl1 libgles2"
 
 
 def cores():

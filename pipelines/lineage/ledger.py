@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from pipelines.store import Artefact, Store
 
 __all__ = [
     "ExposureSpec", "Node", "checkpoint_row", "episode_seconds", "exposures", "find", "read_spec", "render_html", "render_text",
-    "source_seconds", "trace",
+    "source_seconds", "trace", "write_tables",
 ]  # fmt: skip
 
 
@@ -135,3 +136,15 @@ def checkpoint_row(store: Store, artefact: Artefact) -> dict[str, Any]:
         "parents": canonical_json(artefact.inputs), "shards_digest": ",".join(sorted(shards)),
         "path": str(artefact.path.relative_to(store.root)),
     }  # fmt: skip
+
+
+def write_tables(store: Store, artefact: Artefact, folder: Path) -> list[Path]:
+    """The trainings on clips that `artefact` stands on, as Parquet: checkpoints, and one exposures table for each phase."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows, written = [], [folder / "checkpoints.parquet"]
+    for checkpoint, spec, shards in phases(store, artefact):
+        rows.append(checkpoint_row(store, checkpoint))
+        written.append(folder / f"exposures-{spec.phase}.parquet")
+        schemas.write_table(exposures(shards.path, spec), written[-1], schemas.EXPOSURES)
+    schemas.write_table(schemas.table_of(schemas.CHECKPOINTS, rows), written[0], schemas.CHECKPOINTS)
+    return written

@@ -22,7 +22,7 @@ from models.errors import TubeletError
 if TYPE_CHECKING:
     import mujoco
 
-APT_COMMAND = "apt-get install -y libegl1 libosmesa6 libgl1-mesa-dri"
+APT_COMMAND = "apt-get install -y libegl1 libgl1-mesa-dri libosmesa6 libgl1 libgles2"
 # Fixed framebuffer: every size a scene may ask for (twice that when supersampled) is a viewport inside it.
 MAX_HEIGHT, MAX_WIDTH = 960, 1280
 _EGL_PLATFORM_DEVICE_EXT = 0x313F

@@ -203,3 +203,12 @@ def test_merged_spans_cover_the_same_seconds_without_overlap(pairs: list[tuple[i
     covered = {second for start, length in pairs for second in range(start, start + length)}
     assert covered == {second for start, end in merged for second in range(int(start), int(end))}
     assert (merged[1:, 0] > merged[:-1, 1]).all()
+
+
+def test_tables_of_a_checkpoint_hold_every_phase(chain: tuple[Store, dict[str, Artefact]], tmp_path: Path) -> None:
+    store, made = chain
+    written = ledger.write_tables(store, made["cooled_encoder"], tmp_path)
+    checkpoints = schemas.read_table(written[0], schemas.CHECKPOINTS)
+    assert len(checkpoints) == len(written) - 1 >= 1
+    for path in written[1:]:
+        assert sum(schemas.read_table(path, schemas.EXPOSURES)["samples"].to_pylist()) > 0
