@@ -1,6 +1,6 @@
 # make demo   the whole graph, from encoded video to a simulated arm that reaches its goal image
 # make test   lint, types and tests
-# make ui     the Dagster UI on the same store      make soak   long campaigns (hours)
+# make ui     the Dagster UI on the same store      make soak   long campaigns (about an hour)
 # Options: VIDEOS=folder (adds your videos), TUBELET_STORE=folder, RECIPE=nano, PORT=3000
 
 SHELL := /bin/bash

@@ -16,7 +16,7 @@ def build_app():  # type: ignore[no-untyped-def]
     """The typer application; typer is imported here because `doctor` must work without it."""
     import typer
 
-    app = typer.Typer(add_completion=False, no_args_is_help=True, help="V-JEPA 2 from raw video to a moving robot.")
+    app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, help="V-JEPA 2 from raw video to a moving robot.")
     store_option = typer.Option(None, "--store", help="Store folder; default TUBELET_STORE, or store/ here.")
 
     tables_option = typer.Option(None, "--tables", help="Also write checkpoints and exposures as Parquet into this folder.")

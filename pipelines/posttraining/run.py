@@ -11,10 +11,9 @@ import argparse
 import json
 import logging
 import os
-import signal
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from pipelines.posttraining.validation import transition_losses, validate
 from pipelines.recipes import Recipe
 from pipelines.reporting import Progress, Reporter, configure_logging, open_reporter
 from pipelines.store import disk_error, write_atomic
+from pipelines.training.guard import StopRequest
 from pipelines.training.launcher import EXIT_GUARD, EXIT_INPUT, EXIT_STOPPED
 
 __all__ = ["Spec", "build_world_model", "check_world_model", "run"]
@@ -67,26 +67,6 @@ class Spec:
                 f"{path} is no post-training spec", expected=", ".join(cls.__dataclass_fields__), found=repr(error),
                 remedy="write it as the world_model asset does",
             ) from error  # fmt: skip
-
-
-@dataclass
-class _StopSignal:
-    """Set by SIGTERM and SIGUSR1: finish this update, write a checkpoint, end."""
-
-    received: bool = False
-    _before: dict[int, Any] = field(default_factory=dict)
-
-    def __enter__(self) -> _StopSignal:
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            self._before[number] = signal.signal(number, self._receive)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _receive(self, *_: object) -> None:
-        self.received = True
 
 
 def frozen_encoder(spec: Spec) -> VideoEncoder:
@@ -127,7 +107,7 @@ def run(spec: Spec) -> bool:
     if trainer.resume(spec.work_folder / "checkpoints"):
         reporter.log(f"{label}: goes on from step {trainer.step}")
     _forget_after(spec.work_folder / "metrics.jsonl", trainer.step)
-    with _StopSignal() as stop:
+    with StopRequest() as stop:
         if not _train(trainer, validation, spec, reporter, stop, label):
             return False
     losses = validate(predictor, features, validation, spec.recipe.seed)
@@ -149,7 +129,7 @@ def run(spec: Spec) -> bool:
 
 
 def _train(
-    trainer: Trainer, validation: list[int], spec: Spec, reporter: Reporter, stop: _StopSignal, label: str
+    trainer: Trainer, validation: list[int], spec: Spec, reporter: Reporter, stop: StopRequest, label: str
 ) -> bool:
     """All remaining updates; False when stopped. Checkpoints and validates every `checkpoint_every` updates."""
     recipe, rows = trainer.recipe, _validation_rows(trainer.features, validation)
@@ -159,14 +139,14 @@ def _train(
             values = trainer.update()
             recent.append(values)
             progress(trainer.step, recipe.steps, f"loss {values['loss']:.4f}")
-            due = trainer.step % recipe.checkpoint_every == 0 or stop.received
+            due = trainer.step % recipe.checkpoint_every == 0 or stop.asked
             if trainer.step % METRICS_EVERY == 0 or trainer.step == recipe.steps or due:
                 reporter.metrics(trainer.step, _means(recent))
                 recent = []
             if due:
                 trainer.save(spec.work_folder / "checkpoints")
                 _quick_validation(trainer, rows, reporter)
-            if stop.received:
+            if stop.asked:
                 reporter.log(f"{label}: asked to stop, checkpoint written at step {trainer.step}")
                 return False
     return True
