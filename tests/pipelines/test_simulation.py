@@ -203,7 +203,7 @@ assert "mujoco" not in sys.modules
 
 @pytest.mark.parametrize(
     ("egl", "osmesa", "said"),
-    [(True, True, "egl"), (False, True, "osmesa"), (False, False, "apt-get install -y libegl1 libosmesa6")],
+    [(True, True, "egl"), (False, True, "osmesa"), (False, False, "apt-get install -y libegl1 libgl1-mesa-dri libosmesa6")],
 )
 def test_back_end_is_chosen_or_the_remedy_named(egl: bool, osmesa: bool, said: str) -> None:
     script = GL_CHECK.format(egl=egl, osmesa=osmesa)
