@@ -17,6 +17,7 @@ from models.encoder import check_grid_divides
 from models.errors import ConfigError, ShapeError
 from models.layers import (
     Block,
+    Checkpointing,
     broadcast_to_heads,
     causal_spans,
     check_heads,
@@ -94,7 +95,7 @@ class ActionConditionedPredictor(nn.Module):
     def __init__(self, config: ActionPredictorConfig) -> None:
         super().__init__()
         self.config = config
-        self.activation_checkpointing = False
+        self.activation_checkpointing: Checkpointing = "none"
         width = config.predictor_embed_dim
         self.predictor_embed = nn.Linear(config.embed_dim, width)
         self.action_encoder = nn.Linear(config.action_embed_dim, width)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from models.errors import ConfigError, ShapeError
 from models.layers import (
     Block,
+    Checkpointing,
     broadcast_to_heads,
     check_heads,
     config_from_dict,
@@ -136,13 +137,13 @@ class PatchEmbed3D(nn.Module):
 class VideoEncoder(nn.Module):
     """V-JEPA 2 encoder; its output after the final norm is the feature everybody uses.
 
-    ``activation_checkpointing`` (attribute, off) recomputes each block in the backward pass.
+    ``activation_checkpointing`` (attribute, "none") computes blocks again in the backward pass: "full" or "selective".
     """
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.activation_checkpointing = False
+        self.activation_checkpointing: Checkpointing = "none"
         self.patch_embed = PatchEmbed3D(config)
         self.blocks = nn.ModuleList(
             Block(config.embed_dim, config.num_heads, config.mlp_ratio) for _ in range(config.depth)

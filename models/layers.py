@@ -10,15 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from models.errors import ConfigError
 from models.rope import RopeTables, rotate
+
+Checkpointing = Literal["none", "full", "selective"]
+"""What a network keeps for its backward pass: everything; block inputs only; or matrix products and attention."""
 
 
 @dataclass(frozen=True)
@@ -84,15 +87,20 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, tokens: Tensor, rope: RopeTables | None, spans: Sequence[Span] | None) -> Tensor:
-        """tokens (B, N, D); rope tables broadcastable to (B, N, 1, 1, head_dim)."""
+    def project(self, tokens: Tensor, rope: RopeTables | None) -> tuple[Tensor, Tensor, Tensor]:
+        """tokens (B, N, D) -> query, key, value, each (B, N, heads, head_dim), the first two turned.
+
+        rope tables broadcast to (B, N, 1, 1, head_dim).
+        """
         qkv = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1))  # (B, N, 3, heads, head_dim)
         if rope is None:
             query, key, value = qkv.unbind(2)
-        else:
-            query, key = rotate(qkv[:, :, :2], rope).unbind(2)  # q and k turn in one call
-            value = qkv[:, :, 2]
-        return self.proj(attend(query, key, value, spans))
+            return query, key, value
+        query, key = rotate(qkv[:, :, :2], rope).unbind(2)  # q and k turn in one call
+        return query, key, qkv[:, :, 2]
+
+    def forward(self, tokens: Tensor, rope: RopeTables | None, spans: Sequence[Span] | None) -> Tensor:
+        return self.proj(attend(*self.project(tokens, rope), spans))
 
 
 class Mlp(nn.Module):
@@ -127,12 +135,49 @@ def run_block(
     tokens: Tensor,
     rope: RopeTables | None,
     spans: Sequence[Span] | None,
-    recompute: bool,
+    checkpointing: Checkpointing,
 ) -> Tensor:
-    """One block, its activations recomputed in the backward pass when asked (activation checkpointing)."""
-    if recompute and torch.is_grad_enabled():
+    """One block; what its backward pass needs is kept, or computed again (activation checkpointing)."""
+    if checkpointing == "none" or not torch.is_grad_enabled():
+        return block(tokens, rope, spans)
+    if checkpointing == "full":
         return checkpoint(block, tokens, rope, spans, use_reentrant=False)
-    return block(tokens, rope, spans)
+    if checkpointing == "selective":
+        return checkpoint(block, tokens, rope, spans, use_reentrant=False, context_fn=_keep_products)
+    raise ConfigError(
+        "Unknown activation checkpointing",
+        expected="none, full or selective",
+        found=repr(checkpointing),
+        remedy="Set activation_checkpointing to one of these.",
+    )
+
+
+_KEPT = frozenset(
+    {
+        torch.ops.aten.mm.default,
+        torch.ops.aten.addmm.default,
+        torch.ops.aten._scaled_dot_product_flash_attention.default,
+        torch.ops.aten._scaled_dot_product_efficient_attention.default,
+        torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    }
+)
+
+
+def _keep_products() -> Any:
+    """Contexts that keep matrix products and attention and compute the cheap rest (norms, GELU, rotation) again."""
+
+    def policy(_: Any, op: Any, *arguments: Any, **options: Any) -> CheckpointPolicy:
+        return CheckpointPolicy.MUST_SAVE if op in _KEPT else CheckpointPolicy.PREFER_RECOMPUTE
+
+    return create_selective_checkpoint_contexts(policy)
+
+
+def compile_blocks(module: nn.Module) -> None:
+    """Compile every Block of a network, each as one graph without breaks; blocks of one shape share the compiled code."""
+    for part in module.modules():
+        if isinstance(part, Block):
+            part.compile(fullgraph=True)
 
 
 def broadcast_to_heads(tables: RopeTables) -> RopeTables:

@@ -13,6 +13,7 @@ from models.encoder import check_grid_divides, check_token_ids, config_grid
 from models.errors import ConfigError, ShapeError
 from models.layers import (
     Block,
+    Checkpointing,
     broadcast_to_heads,
     check_heads,
     config_from_dict,
@@ -67,7 +68,7 @@ class MaskedPredictor(nn.Module):
     def __init__(self, config: PredictorConfig) -> None:
         super().__init__()
         self.config = config
-        self.activation_checkpointing = False
+        self.activation_checkpointing: Checkpointing = "none"
         width = config.predictor_embed_dim
         self.predictor_embed = nn.Linear(config.embed_dim, width)
         self.mask_tokens = nn.ParameterList(torch.zeros(1, 1, width) for _ in range(config.num_mask_tokens))

@@ -30,6 +30,12 @@ def grid_positions(grid: Grid, device: torch.device) -> Tensor:
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 2)
 
 
+def interpolated_positions(grid: Grid, reference: int, device: torch.device) -> Tensor:
+    """grid_positions with rows and columns stretched to span 0..reference - 1, time untouched (V-JEPA 2.1)."""
+    scales = [1.0, *((reference - 1) / max(size - 1, 1) for size in grid[1:])]
+    return grid_positions(grid, device) * torch.tensor(scales, device=device)
+
+
 def position_tables(positions: Tensor, head_dim: int, layout: RopeLayout) -> RopeTables:
     """Tables (N, head_dim) float32 for positions (N, 3): ``rotated = x * cos + swap_pairs(x) * sin``.
 
@@ -64,9 +70,10 @@ class TableCache:
     ``.to(bfloat16)``, and a model built on the meta device needs no initialisation for them.
     """
 
-    def __init__(self, head_dim: int, layout: RopeLayout, capacity: int = 8) -> None:
+    def __init__(self, head_dim: int, layout: RopeLayout, reference: int | None = None, capacity: int = 8) -> None:
         self.head_dim = head_dim
         self.layout: RopeLayout = layout
+        self.reference = reference
         self._capacity = capacity
         self._tables: dict[tuple[tuple[int, ...], torch.device], RopeTables] = {}
 
@@ -84,7 +91,10 @@ class TableCache:
 
     def full(self, grid: Grid, device: torch.device) -> RopeTables:
         """Tables (T*H*W, head_dim) of a whole grid."""
-        return self.at(grid, device, lambda: grid_positions(grid, device))
+        if self.reference is None:
+            return self.at(grid, device, lambda: grid_positions(grid, device))
+        reference = self.reference
+        return self.at(grid, device, lambda: interpolated_positions(grid, reference, device))
 
     def gathered(self, grid: Grid, token_ids: Tensor) -> RopeTables:
         """Tables (B, K, head_dim) of the tokens named by ids (B, K)."""
