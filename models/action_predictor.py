@@ -6,7 +6,7 @@ off by default (= official); together they are the recipe that learns at nano sc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from models.encoder import check_grid_divides
 from models.errors import ConfigError, ShapeError
+from models.incremental import FinishedStep, PastSteps, PatchGrid, continue_block, spans_after
 from models.layers import (
     Block,
     Checkpointing,
@@ -86,10 +87,28 @@ class ActionPredictorConfig:
         return asdict(self)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Steps:
+    """Inputs of `count` steps that were found to fit together; `first` is the position of the first one in time."""
+
+    frame_tokens: Tensor
+    conditions: tuple[Tensor, ...]
+    batch: int
+    count: int
+    first: int
+    grid: PatchGrid
+
+    @property
+    def tokens_per_step(self) -> int:
+        return len(self.conditions) + self.grid[0] * self.grid[1]
+
+
 class ActionConditionedPredictor(nn.Module):
     """Block-causal ViT over steps of [action, state, (extrinsics,) patches]; step t predicts the frame of step t + 1.
 
     Action, state and extrinsics tokens turn by time alone (their row and column are 0), patches by time, row, column.
+    As upstream, rows and columns of any frame are stretched to the rows of ``img_size``: row * R / rows, column * R /
+    columns, R = ``patch_grid[0]``. On square frames of the configured size that changes nothing.
     """
 
     def __init__(self, config: ActionPredictorConfig) -> None:
@@ -111,34 +130,102 @@ class ActionConditionedPredictor(nn.Module):
         rescale_residual_outputs(self.predictor_blocks)
 
     def forward(
-        self, frame_tokens: Tensor, actions: Tensor, states: Tensor, extrinsics: Tensor | None = None
+        self,
+        frame_tokens: Tensor,
+        actions: Tensor,
+        states: Tensor,
+        extrinsics: Tensor | None = None,
+        past: PastSteps | None = None,
+        *,
+        grid: PatchGrid | None = None,
     ) -> Tensor:
         """Predict frame_tokens (B, T * N, D) one step ahead, before any layer norm; N = patches of one frame.
 
         actions, states (B, T, 7) float: raw xyz in m, extrinsic xyz Euler angles in rad, gripper 0 open to 1 closed, in
-        the robot base frame. extrinsics (B, T, 6): camera pose, needed exactly when ``use_extrinsics``. Any of
-        frame_tokens, states and extrinsics may have batch 1, shared by all B actions of a planner.
+        the robot base frame. extrinsics (B, T, 6): camera pose, needed exactly when ``use_extrinsics``. Any of them may
+        have batch 1, shared by all B plans.
+        past: steps finished by ``step`` (batch 1 or B) that these follow in time; nothing of these is kept.
+        grid: patches (rows, columns) of the frames, if not those of ``img_size`` or of `past`.
         Returns (B, T * N, D). Raises ShapeError.
         """
-        batch, steps = self._check(frame_tokens, actions, states, extrinsics)
-        patches = self.predictor_embed(frame_tokens).unflatten(1, (steps, -1))  # (B or 1, T, N, P)
-        pieces = [
-            self.action_encoder(self._scaled_actions(actions)).unsqueeze(2),
-            self.state_encoder(self._scaled_states(states)).unsqueeze(2),
-        ]
-        if extrinsics is not None:
-            pieces.append(self.extrinsics_encoder(extrinsics).unsqueeze(2))
-        conditions = len(pieces)
-        tokens = torch.cat([piece.expand(batch, -1, -1, -1) for piece in (*pieces, patches)], dim=2).flatten(1, 2)
+        steps = self._check(frame_tokens, actions, states, extrinsics, past, grid)
+        tokens, rope = self._tokens(steps), self._rope(steps)
+        if past is None:
+            spans = causal_spans(steps.count, steps.tokens_per_step)
+            for block in self.predictor_blocks:
+                tokens = run_block(block, tokens, rope, spans, self.activation_checkpointing)
+        else:
+            spans = spans_after(past.tokens, steps.count, steps.tokens_per_step)
+            for index, block in self._numbered_blocks():
+                tokens, _, _ = continue_block(block, tokens, rope, spans, past.of_block(index))
+        return self._frames(tokens, steps)
 
-        tokens_per_step = tokens.shape[1] // steps
-        rope = self._rope(steps, conditions, tokens.device)
-        spans = causal_spans(steps, tokens_per_step)
-        for block in self.predictor_blocks:
-            tokens = run_block(block, tokens, rope, spans, self.activation_checkpointing)
-        tokens = tokens.unflatten(1, (steps, tokens_per_step))[:, :, conditions:].flatten(1, 2)
+    def step(
+        self,
+        frame_tokens: Tensor,
+        action: Tensor,
+        state: Tensor,
+        extrinsics: Tensor | None = None,
+        past: PastSteps | None = None,
+        *,
+        grid: PatchGrid | None = None,
+    ) -> tuple[Tensor, PastSteps]:
+        """One step after `past` (none: the first), kept for those that follow.
+
+        frame_tokens (B or 1, N, D), action, state (B or 1, 7), extrinsics (B or 1, 6); the rest as in ``forward``.
+        Returns the predicted frame (B, N, D), equal to ``forward`` over all steps, and the past with this step added,
+        shared (batch 1) as long as everything was. `past` itself stays as it is, so plans may branch from it. Gradients
+        flow; ``activation_checkpointing`` does not apply. The last step of a plan is cheaper as ``forward(..., past)``.
+        """
+        for name, tensor in (("action", action), ("state", state), ("extrinsics", extrinsics)):
+            if tensor is not None and tensor.dim() != 2:
+                raise ShapeError(
+                    f"{name} is not that of one step",
+                    expected="(B or 1, numbers)",
+                    found=str(tuple(tensor.shape)),
+                    remedy="Pass one step at a time; forward takes several.",
+                )
+        camera = None if extrinsics is None else extrinsics.unsqueeze(1)
+        steps = self._check(frame_tokens, action.unsqueeze(1), state.unsqueeze(1), camera, past, grid)
+        tokens, rope = self._tokens(steps), self._rope(steps)
+        keys, values = [], []
+        for index, block in self._numbered_blocks():
+            tokens, key, value = continue_block(block, tokens, rope, None, past.of_block(index) if past else ([], []))
+            # Both are windows into larger tensors, which would stay in memory with them.
+            keys.append(key.contiguous())
+            values.append(value.contiguous())
+        finished = (*(past.finished if past else ()), FinishedStep(keys=tuple(keys), values=tuple(values)))
+        return self._frames(tokens, steps), PastSteps(grid=steps.grid, finished=finished)
+
+    def plan_bytes(self, steps: int) -> int:
+        """Memory that one more plan of `steps` steps takes without gradients: the keys and values of its finished steps,
+        those one block joins, and the widest tensors of one block."""
+        config = self.config
+        tokens = config.patch_grid[0] * config.patch_grid[1] + (3 if config.use_extrinsics else 2)
+        kept = 2 * config.depth * (steps - 1)
+        passing = 2 * steps + 6 + 2 * config.mlp_ratio  # joined; queries, keys, values, residuals; hidden layer twice
+        return int((kept + passing) * tokens * config.predictor_embed_dim * self.predictor_proj.weight.element_size())
+
+    def _numbered_blocks(self) -> Iterator[tuple[int, Block]]:
+        for index, block in enumerate(self.predictor_blocks):
+            assert isinstance(block, Block)
+            yield index, block
+
+    def _tokens(self, steps: _Steps) -> Tensor:
+        """(B, T * tokens_per_step, P): every step as [action, state, (extrinsics,) patches]."""
+        encoders = (self.action_encoder, self.state_encoder, self.extrinsics_encoder)
+        patches = self.predictor_embed(steps.frame_tokens).unflatten(1, (steps.count, -1))  # (B or 1, T, N, P)
+        conditions = [
+            encoder(condition).unsqueeze(2) for encoder, condition in zip(encoders, steps.conditions, strict=False)
+        ]
+        pieces = [piece.expand(steps.batch, -1, -1, -1) for piece in (*conditions, patches)]
+        return torch.cat(pieces, dim=2).flatten(1, 2)
+
+    def _frames(self, tokens: Tensor, steps: _Steps) -> Tensor:
+        """The predicted frames (B, T * N, D) from the last block's tokens."""
+        tokens = tokens.unflatten(1, (steps.count, -1))[:, :, len(steps.conditions) :].flatten(1, 2)
         predicted = self.predictor_proj(self.predictor_norm(tokens))
-        return frame_tokens + predicted if self.config.residual else predicted
+        return steps.frame_tokens + predicted if self.config.residual else predicted
 
     def _scaled_actions(self, actions: Tensor) -> Tensor:
         return actions if self.config.action_scale == 1.0 else actions * self.config.action_scale
@@ -149,45 +236,33 @@ class ActionConditionedPredictor(nn.Module):
             states = states - torch.tensor(config.state_center, dtype=states.dtype, device=states.device)
         return states if config.state_scale == 1.0 else states * config.state_scale
 
-    def _rope(self, steps: int, conditions: int, device: torch.device) -> RopeTables:
-        """Tables of T steps of [conditions, patches]; a condition token of step t stands at (t, 0, 0)."""
-        rows, columns = self.config.patch_grid
+    def _rope(self, steps: _Steps) -> RopeTables:
+        """Tables of the steps' tokens; a condition token of step t stands at (t, 0, 0)."""
+        (rows, columns), conditions, device = steps.grid, len(steps.conditions), steps.frame_tokens.device
+        end = steps.first + steps.count
+        whole = 1 << (end - 1).bit_length()  # a rollout meets every length: few tables serve all
+        reference = self.config.patch_grid[0]
 
         def positions() -> Tensor:
-            patches = grid_positions((steps, rows, columns), device).view(steps, rows * columns, 3)
+            stretch = torch.tensor([1.0, reference / rows, reference / columns], device=device)
+            patches = (grid_positions((whole, rows, columns), device) * stretch).view(whole, rows * columns, 3)
             # The first patch of a step stands at (t, 0, 0), where rows and columns do not turn.
             return torch.cat((patches[:, :1].expand(-1, conditions, -1), patches), dim=1).flatten(0, 1)
 
-        return broadcast_to_heads(self._tables.at((steps, rows, columns, conditions), device, positions))
+        cos, sin = self._tables.at((whole, rows, columns, conditions), device, positions)
+        window = slice(steps.first * steps.tokens_per_step, end * steps.tokens_per_step)
+        return broadcast_to_heads((cos[window], sin[window]))
 
     def _check(
-        self, frame_tokens: Tensor, actions: Tensor, states: Tensor, extrinsics: Tensor | None
-    ) -> tuple[int, int]:
+        self,
+        frame_tokens: Tensor,
+        actions: Tensor,
+        states: Tensor,
+        extrinsics: Tensor | None,
+        past: PastSteps | None,
+        grid: PatchGrid | None,
+    ) -> _Steps:
         config = self.config
-        if actions.dim() != 3 or actions.shape[-1] != config.action_embed_dim or actions.shape[1] < 1:
-            raise ShapeError(
-                "The predictor cannot read these actions",
-                expected=f"(B, T, {config.action_embed_dim}), T >= 1",
-                found=str(tuple(actions.shape)),
-                remedy="Pass one action per frame.",
-            )
-        batch, steps = actions.shape[0], actions.shape[1]
-        rows, columns = config.patch_grid
-        expected: Sequence[tuple[str, Tensor | None, tuple[int, int]]] = (
-            ("frame_tokens", frame_tokens, (steps * rows * columns, config.embed_dim)),
-            ("states", states, (steps, config.action_embed_dim)),
-            ("extrinsics", extrinsics, (steps, config.action_embed_dim - 1)),
-        )
-        for name, tensor, shape in expected:
-            if tensor is not None and (
-                tensor.dim() != 3 or tensor.shape[1:] != shape or tensor.shape[0] not in (1, batch)
-            ):
-                raise ShapeError(
-                    f"{name} does not fit the actions",
-                    expected=f"({batch} or 1, {shape[0]}, {shape[1]}) for {steps} steps of {rows} x {columns} patches",
-                    found=str(tuple(tensor.shape)),
-                    remedy="Frames, actions and states must cover the same steps at the configured image size.",
-                )
         if (extrinsics is not None) != config.use_extrinsics:
             raise ShapeError(
                 "Camera extrinsics do not fit the configuration",
@@ -195,4 +270,73 @@ class ActionConditionedPredictor(nn.Module):
                 found="none" if extrinsics is None else "extrinsics",
                 remedy="Build the predictor with the matching use_extrinsics.",
             )
-        return batch, steps
+        if actions.dim() != 3 or actions.shape[-1] != config.action_embed_dim or actions.shape[1] < 1:
+            raise ShapeError(
+                "The predictor cannot read these actions",
+                expected=f"(B, T, {config.action_embed_dim}), T >= 1",
+                found=str(tuple(actions.shape)),
+                remedy="Pass one action per frame.",
+            )
+        rows, columns = grid = self._grid(grid, past)
+        count = actions.shape[1]
+        given = {
+            "frame_tokens": (frame_tokens, (count * rows * columns, config.embed_dim)),
+            "actions": (actions, (count, config.action_embed_dim)),
+            "states": (states, (count, config.action_embed_dim)),
+        }
+        if extrinsics is not None:
+            given["extrinsics"] = (extrinsics, (count, config.action_embed_dim - 1))
+        batches = [tensor.shape[0] for tensor, _ in given.values() if tensor.dim() == 3]
+        batch = max(batches if past is None else [*batches, past.batch])
+        for name, (tensor, shape) in given.items():
+            if tensor.dim() != 3 or tensor.shape[1:] != shape or tensor.shape[0] not in (1, batch):
+                raise ShapeError(
+                    f"{name} does not fit the rest",
+                    expected=f"({batch} or 1, {shape[0]}, {shape[1]}) for {count} steps of {rows} x {columns} patches",
+                    found=str(tuple(tensor.shape)),
+                    remedy="Frames, actions, states and past must be of the same steps, plans and image size.",
+                )
+            self._check_readable(name, tensor)
+        first = 0
+        if past is not None:
+            attention_heads = config.num_heads
+            past.check_fits(
+                blocks=config.depth,
+                batch=batch,
+                shape=(rows * columns + len(given) - 1, attention_heads, config.predictor_embed_dim // attention_heads),
+            )
+            first = past.steps
+        conditions = [self._scaled_actions(actions), self._scaled_states(states)]
+        if extrinsics is not None:
+            conditions.append(extrinsics)
+        return _Steps(
+            frame_tokens=frame_tokens, conditions=tuple(conditions), batch=batch, count=count, first=first, grid=grid
+        )
+
+    def _grid(self, grid: PatchGrid | None, past: PastSteps | None) -> PatchGrid:
+        """The patch grid of the frames: as given, else that of the past, else the configured one."""
+        if grid is None:
+            return self.config.patch_grid if past is None else past.grid
+        if len(grid) != 2 or min(grid) < 1 or (past is not None and past.grid != tuple(grid)):
+            raise ShapeError(
+                "grid does not name the patches of the frames",
+                expected="(rows, columns)" if past is None else f"{past.grid}, as in the past",
+                found=str(grid),
+                remedy="Pass the patch rows and columns of one frame, the same at every step.",
+            )
+        return grid[0], grid[1]
+
+    def _check_readable(self, name: str, tensor: Tensor) -> None:
+        """Raise ShapeError unless the first linears can take the tensor's dtype where it is."""
+        weight = self.predictor_embed.weight
+        kind = weight.device.type
+        readable = tensor.dtype == weight.dtype
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            readable = tensor.is_floating_point() and tensor.dtype != torch.float64
+        if not readable or tensor.device != weight.device:
+            raise ShapeError(
+                f"The predictor cannot read {name} of this dtype or place",
+                expected=f"{weight.dtype} on {weight.device}, as its weights",
+                found=f"{tensor.dtype} on {tensor.device}",
+                remedy="Convert it with .to(device, dtype), or run under autocast for another float dtype.",
+            )

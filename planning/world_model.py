@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +23,16 @@ class WorldModel:
     """Images to tokens, and tokens under commands to the next tokens; all layer-normed without affine.
 
     Runs under inference_mode on the threads the caller has set. `calls` counts predictor evaluations (samples x steps).
+    `plan_memory` (bytes) bounds how many plans are imagined at once: more are cut into parts, with the same results.
     """
 
-    def __init__(self, encoder: VideoEncoder, predictor: ActionConditionedPredictor, preprocess: Preprocess) -> None:
+    def __init__(
+        self,
+        encoder: VideoEncoder,
+        predictor: ActionConditionedPredictor,
+        preprocess: Preprocess,
+        plan_memory: int = 2 * 1024**3,
+    ) -> None:
         size = (preprocess.height, preprocess.width)
         if tuple(predictor.config.img_size) != size or predictor.config.embed_dim != encoder.config.embed_dim:
             raise ShapeError(
@@ -34,7 +42,7 @@ class WorldModel:
                 remedy="take all three from one world_model artefact",
             )
         self.encoder, self.predictor, self.preprocess = encoder.eval(), predictor.eval(), preprocess
-        self.calls = 0
+        self.calls, self.plan_memory = 0, plan_memory
 
     @classmethod
     def load(cls, folder: Path, weights: Path | None = None) -> WorldModel:
@@ -61,8 +69,7 @@ class WorldModel:
     @torch.inference_mode()
     def predict(self, tokens: Tensor, actions: Tensor, poses: Tensor) -> Tensor:
         """tokens (B or 1, N, D), actions (B, 7), poses (B or 1, 7) -> the next frame's tokens (B, N, D)."""
-        self.calls += len(actions)
-        return layer_norm_features(self.predictor(tokens, actions[:, None], poses[:, None]))
+        return self._imagine(tokens, actions[:, None], [poses])
 
     @torch.inference_mode()
     def rollout(self, tokens: Tensor, pose7: np.ndarray, actions: Tensor) -> Tensor:
@@ -70,17 +77,34 @@ class WorldModel:
 
         Every step sees all earlier ones (block-causal context) and poses integrated from the commands, as upstream.
         """
-        samples, horizon = actions.shape[:2]
-        pose = torch.as_tensor(pose7, dtype=torch.float32)[None]
-        if horizon == 1:
-            return self.predict(tokens[None], actions[:, 0], pose)
-        frames, poses = tokens.expand(samples, -1, -1), [pose.expand(samples, -1)]
-        for step in range(horizon):
-            states = torch.stack(poses, dim=1)
-            predicted = self.predictor(frames, actions[:, : step + 1], states)[:, -len(tokens) :]
-            self.calls += samples
-            frames = torch.cat([frames, layer_norm_features(predicted)], dim=1)
-            moved = integrate(poses[-1].double().numpy(), actions[:, step].double().numpy())
+        poses = [torch.as_tensor(pose7, dtype=torch.float32)[None]]
+        for action in actions.unbind(1)[:-1]:
+            moved = integrate(poses[-1].double().numpy(), action.double().numpy())
             moved[:, 6] = np.clip(moved[:, 6], 0.0, 1.0)
             poses.append(torch.as_tensor(moved, dtype=torch.float32))
-        return frames[:, -len(tokens) :]
+        return self._imagine(tokens[None], actions, poses)
+
+    def _imagine(self, tokens: Tensor, actions: Tensor, poses: Sequence[Tensor]) -> Tensor:
+        """The last frame (B, N, D) of plans from tokens (B or 1, N, D) under actions (B, H, 7) at H poses (B or 1, 7).
+
+        Plans go through the predictor as many at a time as `plan_memory` holds, at least one.
+        """
+        samples, horizon = actions.shape[:2]
+        self.calls += samples * horizon
+        at_once = max(1, self.plan_memory // self.predictor.plan_bytes(horizon))
+        last = []
+        for start in range(0, samples, at_once):
+            plans = slice(start, start + at_once)
+            states = [_of(pose, plans) for pose in poses]
+            frame, past = _of(tokens, plans), None
+            for step in range(horizon - 1):
+                predicted, past = self.predictor.step(frame, actions[plans, step], states[step], past=past)
+                frame = layer_norm_features(predicted)
+            predicted = self.predictor(frame, actions[plans, -1:], states[-1][:, None], past=past)
+            last.append(layer_norm_features(predicted))
+        return torch.cat(last)
+
+
+def _of(shared_or_each: Tensor, plans: slice) -> Tensor:
+    """The rows of some plans, or the one row that all share."""
+    return shared_or_each if len(shared_or_each) == 1 else shared_or_each[plans]
