@@ -1,4 +1,7 @@
-"""The V-JEPA 2 video encoder: a ViT over 3-D tubelets with rotary positions (arXiv 2506.09985 section 2, table 12)."""
+"""The V-JEPA 2 and 2.1 encoder: a ViT over 3-D tubelets with rotary positions.
+
+Sources: arXiv 2506.09985 section 2 and table 12; for 2.1 arXiv 2603.14482 and app/vjepa_2_1 of facebookresearch/vjepa2.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,7 @@ from models.layers import (
     run_block,
 )
 from models.rope import Grid, RopeLayout, TableCache
+from models.tokenizers import PatchEmbed3D, modality_embeddings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +34,11 @@ class EncoderConfig:
     """Shape of a VideoEncoder. ``img_size`` (px) and ``num_frames`` are what it was trained at: inputs may differ.
 
     ``rope_layout``: "tiled" is what the 2.0 checkpoints and the paper's numbers used (see models.rope).
+    The last four fields are V-JEPA 2.1's, off by default; ``encoder_2_1`` sets them as released. ``rope_reference``
+    (patches, 16 in 2.1): rows and columns are spread over this many positions whatever the input's size.
+    ``image_tokenizer``: a single frame has its own patch embedding and gives one time step. ``modality_embeddings``: a
+    learned vector is added to the tokens of images, another to those of videos. ``levels``: 0-based blocks, ascending,
+    the last block among them, each with its own output norm (``norms_block``) in the place of one ``norm``.
     """
 
     embed_dim: int
@@ -43,11 +52,24 @@ class EncoderConfig:
     in_chans: int = 3
     rope_layout: RopeLayout = "tiled"
     init_std: float = 0.02
+    rope_reference: int | None = None
+    image_tokenizer: bool = False
+    modality_embeddings: bool = False
+    levels: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "img_size", tuple(self.img_size))  # JSON brings a list
+        object.__setattr__(self, "levels", tuple(self.levels))
         check_heads(self.embed_dim, self.num_heads, "embed_dim")
         check_grid_divides(self)
+        check_rope_reference(self.rope_reference)
+        if self.levels and (list(self.levels) != sorted({*self.levels, self.depth - 1}) or self.levels[0] < 0):
+            raise ConfigError(
+                "These blocks cannot be the encoder's levels",
+                expected=f"ascending 0-based blocks that end with the last one, {self.depth - 1}",
+                found=str(self.levels),
+                remedy=f"Released 2.1 encoders use {LEVELS_2_1}, by depth.",
+            )
 
     @property
     def grid(self) -> Grid:
@@ -73,6 +95,37 @@ ENCODER_SIZES: dict[str, dict[str, Any]] = {
 """EncoderConfig fields by size; giant is upstream's vit_giant_xformers, gigantic the 2.1 "2B" with its intended MLP."""
 
 
+LEVELS_2_1: dict[int, tuple[int, ...]] = {
+    12: (2, 5, 8, 11),
+    24: (5, 11, 17, 23),
+    40: (9, 19, 29, 39),
+    48: (11, 23, 37, 47),
+}
+"""EncoderConfig.levels of V-JEPA 2.1 by depth; 37 breaks the pattern of quarters upstream too."""
+
+
+def encoder_2_1(size: str, img_size: tuple[int, int] = (384, 384), num_frames: int = 64) -> EncoderConfig:
+    """V-JEPA 2.1 encoder of a size. Released: vit_base and vit_large (distilled), vit_giant, vit_gigantic."""
+    fields = ENCODER_SIZES.get(size)
+    if fields is None or fields["depth"] not in LEVELS_2_1:
+        raise ConfigError(
+            "V-JEPA 2.1 has no such size",
+            expected=", ".join(name for name, known in ENCODER_SIZES.items() if known["depth"] in LEVELS_2_1),
+            found=size,
+            remedy="Name one of these sizes.",
+        )
+    return EncoderConfig(
+        **fields,
+        img_size=img_size,
+        num_frames=num_frames,
+        rope_layout="interleaved",
+        rope_reference=16,
+        image_tokenizer=True,
+        modality_embeddings=True,
+        levels=LEVELS_2_1[fields["depth"]],
+    )
+
+
 def config_grid(config: Any) -> Grid:
     """Tokens (T, H, W) of an input of the size in any config with img_size, num_frames, tubelet_size, patch_size."""
     height, width = config.img_size
@@ -91,8 +144,19 @@ def check_grid_divides(config: Any) -> None:
         )
 
 
+def check_rope_reference(reference: int | None) -> None:
+    """Raise ConfigError unless the reference grid is None or at least two patches wide."""
+    if reference is not None and reference < 2:
+        raise ConfigError(
+            "A rotary reference grid needs two patches",
+            expected="rope_reference None or at least 2",
+            found=str(reference),
+            remedy="V-JEPA 2.1 uses 16, the grid of 256 px.",
+        )
+
+
 def check_token_ids(token_ids: Tensor, batch: int, tokens: int, name: str) -> None:
-    """Raise ShapeError unless token_ids is (batch, K) int64 with values in [0, tokens)."""
+    """Raise ShapeError unless token_ids is (batch, K) int64 with values in [0, tokens), none twice in a row."""
     if token_ids.dim() != 2 or token_ids.shape[0] != batch or token_ids.dtype != torch.int64:
         raise ShapeError(
             f"{name} must name the tokens of every sample",
@@ -110,28 +174,26 @@ def check_token_ids(token_ids: Tensor, batch: int, tokens: int, name: str) -> No
                 found=f"{low} to {high}",
                 remedy="Draw the mask for the grid of this video.",
             )
+        if token_ids.sort(dim=1).values.diff(dim=1).eq(0).any():
+            raise ShapeError(
+                f"{name} names a token twice",
+                expected="every id once in a row",
+                found="repeated ids",
+                remedy="Cut rows to a common length instead of padding them with repeats.",
+            )
 
 
-class PatchEmbed3D(nn.Module):
-    """Tubelets to tokens. ``proj`` holds the official Conv3d weight (D, C, tubelet, patch, patch), used as a linear."""
-
-    def __init__(self, config: EncoderConfig) -> None:
-        super().__init__()
-        kernel = (config.tubelet_size, config.patch_size, config.patch_size)
-        self.kernel = kernel
-        self.proj = nn.Conv3d(config.in_chans, config.embed_dim, kernel_size=kernel, stride=kernel)
-
-    def forward(self, video: Tensor, token_ids: Tensor | None) -> Tensor:
-        """video (B, C, T, H, W); token_ids (B, K) or None for all; returns (B, K or N, D)."""
-        batch, channels, frames, height, width = video.shape
-        depth, rows, columns = self.kernel
-        tubelets = video.reshape(
-            batch, channels, frames // depth, depth, height // rows, rows, width // columns, columns
-        ).permute(0, 2, 4, 6, 1, 3, 5, 7)
-        pixels = tubelets.reshape(batch, -1, channels * depth * rows * columns)  # (B, N, C * tubelet * patch^2)
-        if token_ids is not None:
-            pixels = pixels[torch.arange(batch, device=video.device).unsqueeze(1), token_ids]
-        return F.linear(pixels.to(self.proj.weight.dtype), self.proj.weight.flatten(1), self.proj.bias)
+def check_groups(groups: Sequence[Tensor], batch: int, grid: Grid) -> None:
+    """Raise ShapeError unless there is a group of token ids and each fits the grid."""
+    if not groups:
+        raise ShapeError(
+            "token_ids is an empty list",
+            expected="at least one group",
+            found="none",
+            remedy="Pass None to encode every token.",
+        )
+    for group in groups:
+        check_token_ids(group, batch, grid[0] * grid[1] * grid[2], "token_ids")
 
 
 class VideoEncoder(nn.Module):
@@ -144,12 +206,19 @@ class VideoEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.activation_checkpointing: Checkpointing = "none"
-        self.patch_embed = PatchEmbed3D(config)
+        self.patch_embed = PatchEmbed3D(config.in_chans, config.embed_dim, config.tubelet_size, config.patch_size)
+        if config.image_tokenizer:
+            self.patch_embed_img = PatchEmbed3D(config.in_chans, config.embed_dim, 1, config.patch_size)
+        if config.modality_embeddings:
+            self.img_mod_embed, self.video_mod_embed = modality_embeddings(config.embed_dim)
         self.blocks = nn.ModuleList(
             Block(config.embed_dim, config.num_heads, config.mlp_ratio) for _ in range(config.depth)
         )
-        self.norm = nn.LayerNorm(config.embed_dim, eps=1e-6)
-        self._tables = TableCache(config.embed_dim // config.num_heads, config.rope_layout)
+        if config.levels:
+            self.norms_block = nn.ModuleList(nn.LayerNorm(config.embed_dim, eps=1e-6) for _ in config.levels)
+        else:
+            self.norm = nn.LayerNorm(config.embed_dim, eps=1e-6)
+        self._tables = TableCache(config.embed_dim // config.num_heads, config.rope_layout, config.rope_reference)
         init_weights(self, config.init_std)
         rescale_residual_outputs(self.blocks)
 
@@ -158,50 +227,71 @@ class VideoEncoder(nn.Module):
         video: Tensor,
         token_ids: Tensor | Sequence[Tensor] | None = None,
         layers: Sequence[int] | None = None,
+        all_levels: bool = False,
     ) -> Any:
         """Encode video (B, C, T, H, W) float: any H, W multiple of the patch, any T multiple of the tubelet.
 
-        A single frame (T == 1) is repeated to a static tubelet. ``token_ids`` names the kept tokens, (B, K) int64, or a
-        list of such groups that never see each other; token id = t * Hp * Wp + h * Wp + w.
-        Returns (B, N or K, D), or a list with one tensor per group when token_ids is a list. With ``layers`` (0-based
-        blocks) a list over layers of that, each layer's output through the final norm.
+        A single frame (T == 1) is repeated to a static tubelet, or is an image where the config has an image tokenizer;
+        both give one time step. ``token_ids`` names the kept tokens, (B, K) int64, or a list of such groups that never
+        see each other; token id = t * Hp * Wp + h * Wp + w.
+
+        Returns the last block through its norm, (B, N or K, D), or a list with one tensor per group when token_ids is a
+        list. With ``layers`` (0-based blocks) a list over layers of that: a level of the config through its own norm,
+        any other block through the norm of the output. With ``all_levels``, the input of the 2.1 predictor and the
+        target of its loss, all levels each through its norm side by side, (B, N or K, len(levels) * D); an encoder
+        without levels has one, its output.
         Raises ShapeError on sizes that do not divide, wrong dtypes and ids outside the grid.
         """
-        video, grid = self._checked(video)
-        groups = None if token_ids is None else [token_ids] if isinstance(token_ids, Tensor) else list(token_ids)
-        if groups is None:
+        video, grid, image = self._checked(video)
+        if token_ids is None:
             packed_ids, spans, sizes = None, None, [grid[0] * grid[1] * grid[2]]
             rope = broadcast_to_heads(self._tables.full(grid, video.device))
         else:
-            for group in groups:
-                check_token_ids(group, video.shape[0], grid[0] * grid[1] * grid[2], "token_ids")
+            groups = [token_ids] if isinstance(token_ids, Tensor) else list(token_ids)
+            check_groups(groups, video.shape[0], grid)
             sizes = [group.shape[1] for group in groups]
             packed_ids, spans = torch.cat(groups, dim=1), group_spans(sizes)
             rope = broadcast_to_heads(self._tables.gathered(grid, packed_ids))
 
-        def unpack(tokens: Tensor) -> Any:
-            normed = self.norm(tokens)
+        def unpack(normed: Tensor) -> Any:
             return list(normed.split(sizes, dim=1)) if isinstance(token_ids, list | tuple) else normed
 
-        tokens = self.patch_embed(video, packed_ids)
-        wanted = None if layers is None else self._checked_layers(layers)
-        last = self.config.depth - 1 if wanted is None else max(wanted)
-        outputs: dict[int, Any] = {}
-        for index, block in enumerate(self.blocks[: last + 1]):
+        tokens = self._tokens(video, packed_ids, image)
+        wanted = self._blocks_to_read(layers, all_levels)
+        outputs: dict[int, Tensor] = {}
+        for index, block in enumerate(self.blocks[: max(wanted) + 1]):
             tokens = run_block(block, tokens, rope, spans, self.activation_checkpointing)
-            if wanted is not None and index in wanted:
-                outputs[index] = unpack(tokens)
-        return unpack(tokens) if wanted is None else [outputs[index] for index in wanted]
+            if index in wanted:
+                outputs[index] = self._norm_of(index)(tokens)
+        if layers is not None:
+            return [unpack(outputs[index]) for index in wanted]
+        return unpack(outputs[wanted[0]] if len(wanted) == 1 else torch.cat([outputs[i] for i in wanted], dim=-1))
 
-    def _checked(self, video: Tensor) -> tuple[Tensor, Grid]:
+    def _tokens(self, video: Tensor, token_ids: Tensor | None, image: bool) -> Tensor:
+        """Embedded tubelets or image patches (B, K or N, D), marked with their modality."""
+        tokens = (self.patch_embed_img if image else self.patch_embed)(video, token_ids)
+        if not self.config.modality_embeddings:
+            return tokens
+        return tokens + (self.img_mod_embed if image else self.video_mod_embed).to(tokens.dtype)
+
+    def _norm_of(self, block: int) -> nn.Module:
+        levels = self.config.levels
+        if not levels:
+            return self.norm
+        return self.norms_block[levels.index(block) if block in levels else -1]
+
+    def _checked(self, video: Tensor) -> tuple[Tensor, Grid, bool]:
+        """The video (a single frame repeated unless it is an image), its grid, and whether it is an image."""
         config = self.config
-        if video.dim() == 5 and video.shape[2] == 1:
+        image = video.dim() == 5 and video.shape[2] == 1 and config.image_tokenizer
+        if video.dim() == 5 and video.shape[2] == 1 and not image:
             video = video.expand(-1, -1, config.tubelet_size, -1, -1)
+        tubelet = 1 if image else config.tubelet_size
         if (
             video.dim() != 5
             or not video.is_floating_point()
             or video.shape[1] != config.in_chans
-            or video.shape[2] % config.tubelet_size
+            or video.shape[2] % tubelet
             or video.shape[3] % config.patch_size
             or video.shape[4] % config.patch_size
             or 0 in video.shape
@@ -214,9 +304,18 @@ class VideoEncoder(nn.Module):
                 remedy="Prepare frames with models.preprocessing.",
             )
         _, _, frames, height, width = video.shape
-        return video, (frames // config.tubelet_size, height // config.patch_size, width // config.patch_size)
+        return video, (frames // tubelet, height // config.patch_size, width // config.patch_size), image
 
-    def _checked_layers(self, layers: Sequence[int]) -> list[int]:
+    def _blocks_to_read(self, layers: Sequence[int] | None, all_levels: bool) -> list[int]:
+        if layers is None:
+            return list(self.config.levels) if all_levels and self.config.levels else [self.config.depth - 1]
+        if all_levels:
+            raise ShapeError(
+                "layers and all_levels exclude each other",
+                expected="one of them",
+                found="both",
+                remedy=f"Pass layers={list(self.config.levels)} for the levels as a list.",
+            )
         wanted = list(layers)
         if not wanted or min(wanted) < 0 or max(wanted) >= self.config.depth:
             raise ShapeError(
@@ -229,7 +328,7 @@ class VideoEncoder(nn.Module):
 
 
 def encode_frames(encoder: VideoEncoder, frames: Tensor) -> Tensor:
-    """Encode each frame alone as a static clip, the way V-JEPA 2-AC sees the world.
+    """Encode each frame alone as a static clip, the way V-JEPA 2-AC sees the world, image tokenizer or not.
 
     frames (B, C, H, W) float -> (B, Hp * Wp, D) after the encoder's final norm, before any further layer norm.
     """
@@ -240,7 +339,7 @@ def encode_frames(encoder: VideoEncoder, frames: Tensor) -> Tensor:
             found=str(tuple(frames.shape)),
             remedy="Fold time into the batch first.",
         )
-    return encoder(frames.unsqueeze(2))
+    return encoder(frames.unsqueeze(2).expand(-1, -1, encoder.config.tubelet_size, -1, -1))
 
 
 def layer_norm_features(tokens: Tensor) -> Tensor:
