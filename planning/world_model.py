@@ -23,7 +23,7 @@ class WorldModel:
     """Images to tokens, and tokens under commands to the next tokens; all layer-normed without affine.
 
     Runs under inference_mode on the threads the caller has set. `calls` counts predictor evaluations (samples x steps).
-    `plan_memory` (bytes) bounds how many plans are imagined at once: more are cut into parts, with the same results.
+    `plan_memory` (bytes) bounds how many plans are imagined at once: more are cut into parts, equal up to rounding.
     """
 
     def __init__(
