@@ -63,7 +63,8 @@ class EncoderConfig:
         check_heads(self.embed_dim, self.num_heads, "embed_dim")
         check_grid_divides(self)
         check_rope_reference(self.rope_reference)
-        if self.levels and (list(self.levels) != sorted({*self.levels, self.depth - 1}) or self.levels[0] < 0):
+        ascending = list(self.levels) == sorted(set(self.levels))
+        if self.levels and not (ascending and self.levels[0] >= 0 and self.levels[-1] == self.depth - 1):
             raise ConfigError(
                 "These blocks cannot be the encoder's levels",
                 expected=f"ascending 0-based blocks that end with the last one, {self.depth - 1}",
