@@ -259,7 +259,9 @@ class MaskedPredictor(nn.Module):
         parameters = self.predictor_norm.weight.dtype
         if context.dtype == parameters:
             return
-        if not (context.is_floating_point() and torch.is_autocast_enabled(context.device.type)):
+        device = context.device.type
+        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        if not (context.is_floating_point() and autocast):
             raise ShapeError(
                 "Context tokens have another dtype than the predictor",
                 expected=str(parameters),

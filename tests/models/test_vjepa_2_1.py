@@ -354,10 +354,14 @@ def test_bf16_and_autocast_keep_the_dtype_with_modality_embeddings(
     assert levels.dtype == predicted.dtype == visible.dtype == torch.bfloat16
     with torch.autocast("cpu", torch.bfloat16):
         seen: list[torch.dtype] = []
-        handle = encoder.blocks[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].dtype))
-        mixed, _ = predictor(encoder(video, ids, all_levels=True), ids, targets)
-        handle.remove()
-    assert seen == [torch.bfloat16] and mixed.dtype == torch.bfloat16
+        first_blocks = [encoder.blocks[0], predictor.predictor_blocks[0]]
+        handles = [
+            block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].dtype)) for block in first_blocks
+        ]
+        mixed, _ = predictor(encoder(video, ids, all_levels=True).to(torch.bfloat16), ids, targets)
+        for handle in handles:
+            handle.remove()
+    assert seen == [torch.bfloat16] * 2 and mixed.dtype == torch.bfloat16
     for found in (predicted, mixed):
         assert (found.float() - expected).abs().mean() < 0.05
 
@@ -377,6 +381,16 @@ def test_configs_survive_json_and_refuse_what_cannot_be() -> None:
         with pytest.raises(ConfigError, match=r"2\.1"):
             function(size)
     assert ENCODER_SIZES["vit_base"]["embed_dim"] == encoder_2_1("vit_base").embed_dim
+
+
+def test_both_networks_run_on_the_meta_device_and_still_refuse_a_wrong_dtype() -> None:
+    with torch.device("meta"):
+        encoder, predictor = VideoEncoder(EncoderConfig(**ENCODER)), MaskedPredictor(PredictorConfig(**PREDICTOR))
+        ids = torch.zeros(1, 5, dtype=torch.int64)
+        levels = encoder(torch.empty(1, 3, 4, 64, 64), ids, all_levels=True)
+        assert [tuple(tokens.shape) for tokens in predictor(levels, ids, ids[:, :3])] == [(1, 3, 120), (1, 5, 120)]
+        with pytest.raises(ShapeError, match="dtype"):
+            predictor(levels.to(torch.bfloat16), ids, ids)
 
 
 def test_unknown_modality_is_refused(predictor: MaskedPredictor) -> None:
