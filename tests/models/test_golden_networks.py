@@ -13,9 +13,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from models.action_predictor import ActionConditionedPredictor, ActionPredictorConfig
-from models.encoder import EncoderConfig, VideoEncoder, layer_norm_features
+from models.encoder import EncoderConfig, VideoEncoder, encode_frames, layer_norm_features
 from models.predictor import MaskedPredictor, PredictorConfig
-from models.probes import AttentiveProbe, AttentiveProbeConfig
+from models.probes import AnticipationProbe, AnticipationProbeConfig, AttentiveProbe, AttentiveProbeConfig
 
 GOLDEN = Path(os.environ.get("TUBELET_SHARED", "")) / "golden"
 pytestmark = pytest.mark.skipif("TUBELET_SHARED" not in os.environ, reason="TUBELET_SHARED is not set")
@@ -29,6 +29,12 @@ def read(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         return json.loads(file.metadata()["config"]), tensors
 
 
+def weights_of(name: str, module_class: Any, config_class: Any, **changed: Any) -> Any:
+    """The network of `name`.weights with the configuration and weights of the file."""
+    config, weights = read(f"{name}.weights")
+    return build(module_class(config_class.from_dict(config | changed)), weights)
+
+
 def build(module: torch.nn.Module, weights: dict[str, Tensor]) -> Any:
     module.load_state_dict({key: value.float() for key, value in weights.items()}, strict=True)
     return module.eval()
@@ -38,9 +44,27 @@ def close(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found, expected, atol=3e-5, rtol=0)
 
 
+def same_loss(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found.double(), expected.double(), rtol=1e-6, atol=0)
+
+
+def gradient_norm(module: torch.nn.Module) -> Tensor:
+    """Norm of all gradients there are, accumulated in float64."""
+    norms = [parameter.grad.double().norm() for parameter in module.parameters() if parameter.grad is not None]
+    return torch.stack(norms).norm()
+
+
+def same_gradients(module: torch.nn.Module, io: dict[str, Tensor], prefix: str) -> None:
+    """Every gradient of the file named `prefix` + parameter, within 5e-5 of its norm."""
+    expected_by_name = {key.removeprefix(prefix): value for key, value in io.items() if key.startswith(prefix)}
+    assert expected_by_name
+    for name, expected in expected_by_name.items():
+        found = module.get_parameter(name).grad
+        assert found is not None and (found - expected).norm() < 5e-5 * expected.norm(), name
+
+
 def encoder(name: str) -> tuple[VideoEncoder, dict[str, Tensor]]:
-    config, weights = read(f"{name}.weights")
-    return build(VideoEncoder(EncoderConfig(**config)), weights), read(f"{name}.io")[1]
+    return weights_of(name, VideoEncoder, EncoderConfig), read(f"{name}.io")[1]
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -77,8 +101,7 @@ def test_encoder_layer_norm_epsilon_and_non_square_grid_are_official() -> None:
 
 @torch.no_grad()
 def test_predictor_gives_official_predictions_for_every_mask_token() -> None:
-    config, weights = read("predictor.weights")
-    model, io = build(MaskedPredictor(PredictorConfig(**config)), weights), read("predictor.io")[1]
+    model, io = weights_of("predictor", MaskedPredictor, PredictorConfig), read("predictor.io")[1]
     for index in (0, 1, 2, 3, 5):
         close(model(io["z"], io["masks_x"], io["masks_y"], mask_token=index), io[f"out_mask_index{index}"])
     close(model(io["z_small"], io["masks_x"], io["masks_y"]), io["out_small"])
@@ -86,8 +109,10 @@ def test_predictor_gives_official_predictions_for_every_mask_token() -> None:
 
 @torch.no_grad()
 def test_action_predictor_gives_official_predictions_for_one_two_and_all_steps() -> None:
-    config, weights = read("ac_predictor.weights")
-    model, io = build(ActionConditionedPredictor(ActionPredictorConfig(**config)), weights), read("ac_predictor.io")[1]
+    model, io = (
+        weights_of("ac_predictor", ActionConditionedPredictor, ActionPredictorConfig),
+        read("ac_predictor.io")[1],
+    )
     z, actions, states = io["z"], io["actions"], io["states"]
     close(model(z, actions, states), io["y"])
     close(model(z[:, :16], actions[:, :1], states[:, :1]), io["y_T1"])
@@ -96,39 +121,113 @@ def test_action_predictor_gives_official_predictions_for_one_two_and_all_steps()
 
 
 @torch.no_grad()
+def test_action_predictor_gives_official_predictions_step_by_step() -> None:
+    model, io = (
+        weights_of("ac_predictor", ActionConditionedPredictor, ActionPredictorConfig),
+        read("ac_predictor.io")[1],
+    )
+    past, predicted = None, []
+    for step, frame in enumerate(io["z"].split(16, dim=1)):
+        found, past = model.step(frame, io["actions"][:, step], io["states"][:, step], past=past)
+        predicted.append(found)
+    close(torch.cat(predicted, dim=1), io["y"])
+
+
+@torch.no_grad()
 def test_action_predictor_with_extrinsics_gives_official_predictions() -> None:
-    config, weights = read("ac_predictor.weights")
-    config["use_extrinsics"] = True
-    model, io = build(ActionConditionedPredictor(ActionPredictorConfig(**config)), weights), read("ac_predictor.io")[1]
+    model = weights_of("ac_predictor", ActionConditionedPredictor, ActionPredictorConfig, use_extrinsics=True)
+    io = read("ac_predictor.io")[1]
     close(model(io["z"], io["actions"], io["states"], io["extrinsics"]), io["y_extrinsics"])
 
 
 @torch.no_grad()
 def test_attentive_probe_gives_official_logits() -> None:
-    config, weights = read("attentive_classifier.weights")
-    model, io = build(AttentiveProbe(AttentiveProbeConfig(**config)), weights), read("attentive_classifier.io")[1]
+    model = weights_of("attentive_classifier", AttentiveProbe, AttentiveProbeConfig)
+    io = read("attentive_classifier.io")[1]
+    close(model.pooler(io["x"]), io["pooled"])
     close(model(io["x"]), io["logits"])
     close(model(io["x_small"]), io["logits_small"])
 
 
-def test_pretraining_step_has_the_official_loss_and_gradients() -> None:
-    configs, io = read("pretrain_step.io")
-    student = build(VideoEncoder(EncoderConfig(**configs["encoder"])), read("pretrain_encoder.weights")[1])
-    teacher = build(VideoEncoder(EncoderConfig(**configs["encoder"])), read("pretrain_target_encoder.weights")[1])
-    config, weights = read("pretrain_predictor.weights")
-    predictor = build(MaskedPredictor(PredictorConfig(**config)), weights)
+@torch.no_grad()
+def test_anticipation_probe_gives_official_logits() -> None:
+    model = weights_of("anticipation_classifier", AnticipationProbe, AnticipationProbeConfig)
+    io = read("anticipation_classifier.io")[1]
+    logits = model(io["x"])
+    assert list(logits) == ["verb", "noun", "action"]
+    for task, found in logits.items():
+        close(found, io[task])
+
+
+def test_pretraining_step_has_the_official_tensors_losses_and_gradients() -> None:
+    student = weights_of("pretrain_encoder", VideoEncoder, EncoderConfig)
+    teacher = weights_of("pretrain_target_encoder", VideoEncoder, EncoderConfig)
+    predictor = weights_of("pretrain_predictor", MaskedPredictor, PredictorConfig)
+    io = read("pretrain_step.io")[1]
     contexts_at, targets_at = [[io[f"masks_{side}_{i}"] for i in (0, 1)] for side in ("enc", "pred")]
     with torch.no_grad():
         targets = layer_norm_features(teacher(io["clips"]))
-    predicted = predictor(student(io["clips"], contexts_at), contexts_at, targets_at)
+    context_tokens = student(io["clips"], contexts_at)
+    predicted = predictor(context_tokens, contexts_at, targets_at)
+    close(targets, io["h"])
+    for strategy in (0, 1):
+        close(context_tokens[strategy], io[f"context_tokens_{strategy}"])
+        close(predicted[strategy], io[f"pred_{strategy}"])
+
     rows = torch.arange(len(targets)).unsqueeze(1)
     losses = [(z - targets[rows, ids]).abs().mean() for z, ids in zip(predicted, targets_at, strict=True)]
+    same_loss(torch.stack(losses), io["loss_per_strategy"])
     loss = torch.stack(losses).mean()
+    same_loss(loss, io["loss"])
+
     loss.backward()
-    torch.testing.assert_close(loss.double(), io["loss"], rtol=1e-6, atol=0)
+    norms = json.loads((GOLDEN / "pretrain_grad_norms.json").read_text())
     parts: dict[str, torch.nn.Module] = {"encoder": student, "predictor": predictor}
-    for name, expected in io.items():
-        if name.startswith("grad."):
-            _, part, key = name.split(".", 2)
-            error = (parts[part].get_parameter(key).grad - expected).norm() / expected.norm()
-            assert error < 5e-5, name
+    for part, module in parts.items():
+        same_gradients(module, io, f"grad.{part}.")
+        torch.testing.assert_close(gradient_norm(module), io[f"grad_norm_{part}"], rtol=1e-5, atol=0)
+        parameters = dict(module.named_parameters())
+        assert parameters.keys() == norms[part].keys()
+        for name, expected in norms[part].items():
+            gradient = parameters[name].grad
+            if gradient is None or expected is None:  # the mask token that no strategy uses
+                assert gradient is expected, name
+            else:
+                assert float(gradient.double().norm()) == pytest.approx(expected, rel=5e-5), name
+
+
+@pytest.mark.parametrize("suffix", ["", "_extrinsics"])
+def test_action_conditioned_step_has_the_official_tensors_losses_and_gradients(suffix: str) -> None:
+    encoder = weights_of("ac_step_encoder", VideoEncoder, EncoderConfig)
+    predictor = weights_of(
+        "ac_predictor", ActionConditionedPredictor, ActionPredictorConfig, use_extrinsics=bool(suffix)
+    )
+    configs, io = read("ac_step.io")
+    steps, patches = configs["T"], 16
+    with torch.no_grad():
+        frames = encode_frames(encoder, io["clips"].transpose(1, 2).flatten(0, 1))  # (B * T, N, D)
+        h = layer_norm_features(frames.unflatten(0, (-1, steps)).flatten(1, 2))  # (B, T * N, D)
+    close(h, io["h"])
+
+    def predict_next(tokens: Tensor) -> Tensor:
+        count = tokens.shape[1] // patches
+        camera = io["extrinsics"][:, :count] if suffix else None
+        return layer_norm_features(predictor(tokens, io["actions"][:, :count], io["states"][:, :count], camera))
+
+    forced = predict_next(h[:, :-patches])
+    rolled = [forced[:, :patches]]
+    for _ in range(1, configs["auto_steps"]):  # from the first frame and its own predictions, with the true states
+        rolled.append(predict_next(torch.cat([h[:, :patches], *rolled], dim=1))[:, -patches:])
+    rollout = torch.cat(rolled, dim=1)
+    close(forced, io[f"z_tf{suffix}"])
+    close(rollout, io[f"z_ar{suffix}"])
+
+    forced_loss = (forced - h[:, patches:]).abs().mean()
+    rollout_loss = (rollout - h[:, patches : patches + rollout.shape[1]]).abs().mean()
+    same_loss(forced_loss, io[f"jloss{suffix}"])
+    same_loss(rollout_loss, io[f"sloss{suffix}"])
+    same_loss(forced_loss + rollout_loss, io[f"loss{suffix}"])
+
+    (forced_loss + rollout_loss).backward()
+    same_gradients(predictor, io, f"grad{suffix}.")
+    torch.testing.assert_close(gradient_norm(predictor), io[f"grad_norm_predictor{suffix}"], rtol=1e-5, atol=0)
