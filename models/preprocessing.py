@@ -6,9 +6,10 @@ has the asked size passes through untouched. What upstream does when it shrinks:
 
 * without filter: pretraining and 2-AC post-training (float interpolation), the video and anticipation probes (OpenCV,
   which also rounds to whole grey levels);
-* with filter: the ImageNet probe (Pillow), the demo notebook on tensors and the Hugging Face processors (torchvision).
+* with filter: the ImageNet probe (Pillow), the demo notebook on tensors and the Hugging Face processors (torchvision
+  since 0.17).
 
-``antialias=False`` is therefore the faithful choice for the first group, and the default for the second.
+So ``antialias=False`` is the faithful choice for the first group and ``True``, the default, for the second.
 """
 
 from __future__ import annotations
