@@ -161,9 +161,13 @@ def read_json(path: Path, purpose: str) -> dict[str, Any]:
             f"{path} does not exist", expected=purpose, remedy="Download it from where the weights came from."
         ) from error
     except (ValueError, OSError) as error:
-        raise WeightsError(f"{path} cannot be read as JSON", expected=purpose, found=str(error)) from error
+        raise WeightsError(
+            f"{path} cannot be read as JSON", expected=purpose, found=str(error), remedy="Download it again."
+        ) from error
     if not isinstance(content, dict):
-        raise WeightsError(f"{path} is no JSON object", expected=purpose, found=type(content).__name__)
+        raise WeightsError(
+            f"{path} is no JSON object", expected=purpose, found=type(content).__name__, remedy="Download it again."
+        )
     return content
 
 

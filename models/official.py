@@ -19,6 +19,7 @@ from models.weight_shapes import (
     IGNORED_KEYS,
     configured_value,
     contradictions,
+    field_label,
     is_anticipation,
     known_fields,
     mlp_ratio,
@@ -117,7 +118,7 @@ def infer_config(kind: str, state_dict: Mapping[str, Tensor], source: str = "", 
         )
     config = config_class(**(inferred | {"num_heads": heads} | given))
     wrong = [
-        f"{name}: given {configured_value(config, name)}, the weights say {value}"
+        f"{field_label(name)}: given {configured_value(config, name)}, the weights say {value}"
         for name, value in facts.items()
         if configured_value(config, name) != value
     ]

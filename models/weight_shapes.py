@@ -45,7 +45,7 @@ def contradictions(kind: str, config: Any, tensors: Mapping[str, Tensor], keys: 
     for name, value in shape_facts(kind, keys).items():
         configured = configured_value(config, name)
         if configured != value:
-            yield f"{name}: the config says {configured}, the weights {value}"
+            yield f"{field_label(name)}: the config says {configured}, the weights {value}"
     positions = position_count(kind, tensors)
     if positions is not None and positions != math.prod(config.grid):
         frames, (height, width) = config.num_frames, config.img_size
@@ -56,6 +56,12 @@ def contradictions(kind: str, config: Any, tensors: Mapping[str, Tensor], keys: 
             f"{frames} frames at {height} x {width} px ({math.prod(config.grid)} positions); set img_size and "
             "num_frames to those of the training, inputs of other sizes may still be given to the model"
         )
+
+
+def field_label(fact: str) -> str:
+    """The config field that a fact is about, and in what terms it is told."""
+    labels = {"mlp_hidden": "mlp_ratio (hidden width)", "level_count": "levels (how many)"}
+    return (labels | {"out_width": "out_embed_dim (all levels together)"}).get(fact, fact)
 
 
 def configured_value(config: Any, fact: str) -> Any:
