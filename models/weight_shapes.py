@@ -89,13 +89,16 @@ def position_count(kind: str, tensors: Mapping[str, Tensor]) -> int | None:
 
 
 def training_input(positions: int, tubelet_size: int = 2, patch_size: int = 16) -> tuple[int, int] | None:
-    """(frames, px of the square image) of a released recipe with this many tokens, else of any square one."""
+    """(frames, px of the square image) with this many tokens: a released recipe's, else at its pixels, else any."""
     for frames, size in _RELEASED_INPUTS:
         if (frames // tubelet_size) * (size // patch_size) ** 2 == positions:
             return frames, size
+    for size in (256, 384):  # the 2-AC trainer builds its encoder for 512 frames
+        if positions % (size // patch_size) ** 2 == 0:
+            return positions // (size // patch_size) ** 2 * tubelet_size, size
     for frames in (64, 16, 32, 8, 4, 2):
         side = math.isqrt(positions // max(1, frames // tubelet_size))
-        if side and side * side * (frames // tubelet_size) == positions:
+        if side > 1 and side * side * (frames // tubelet_size) == positions:
             return frames, side * patch_size
     return None
 

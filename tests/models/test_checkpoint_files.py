@@ -106,6 +106,27 @@ def test_encoder_opens_from_folders_and_files_of_ours(
     assert kinds == {"model": "encoder", "predictor": "predictor", "target": "encoder"}
 
 
+def test_input_size_comes_from_the_position_table_else_from_a_released_name_else_is_given(
+    encoder: VideoEncoder, tmp_path: Path
+) -> None:
+    student = to_official(encoder)
+    cases: list[tuple[str, dict[str, Any], tuple[int, int, int]]] = [
+        ("vitg-384", {}, (64, 384, 384)),
+        ("vitg-384", {"img_size": (256, 320), "num_frames": 8}, (8, 256, 320)),
+        ("mine", {}, (64, 256, 256)),
+        ("table-8", {}, (4, 32, 32)),
+        ("table-2048", {}, (16, 256, 256)),
+        ("table-65536", {}, (512, 256, 256)),
+    ]
+    for name, given, wanted in cases:
+        table = {"pos_embed": torch.zeros(1, int(name[6:]), 1)} if name.startswith("table") else {}
+        torch.save(student | table, tmp_path / f"{name}.pt")
+        config = load_encoder(tmp_path / f"{name}.pt", num_heads=2, **given).config
+        assert (config.num_frames, *config.img_size) == wanted, name
+    with pytest.raises(WeightsError, match=r"table-8\.pt .*made for 8 positions .*64 x 64 px \(32 positions\)"):
+        load_encoder(tmp_path / "table-8.pt", num_heads=2, img_size=(64, 64))
+
+
 def test_inspection_tells_parts_ignored_entries_and_problems(
     encoder: VideoEncoder, predictor: MaskedPredictor, tmp_path: Path
 ) -> None:

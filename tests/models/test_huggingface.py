@@ -199,9 +199,10 @@ def test_encoder_alone_is_exported_without_inventing_a_predictor(theirs: Theirs,
     loaded, report = theirs.library.VJEPA2Model.from_pretrained(tmp_path, output_loading_info=True)
     assert not report["unexpected_keys"] and all(key.startswith("predictor.") for key in report["missing_keys"])
     assert len(loaded.predictor.layer) == 0
-    found = features(theirs, loaded.eval(), skip_predictor=True).last_hidden_state
-    with torch.no_grad():
-        torch.testing.assert_close(found, encoder(theirs.video), atol=ATOL, rtol=0)
+    for skip in (True, False):
+        found = features(theirs, loaded.eval(), skip_predictor=skip).last_hidden_state
+        with torch.no_grad():
+            torch.testing.assert_close(found, encoder(theirs.video), atol=ATOL, rtol=0)
     back = from_huggingface(tmp_path)
     assert back.predictor is None and back.probe is None and back.config == encoder.config
     assert state_digest(back.encoder) == state_digest(encoder)
