@@ -157,7 +157,7 @@ class ActionConditionedPredictor(nn.Module):
         else:
             spans = spans_after(past.tokens, steps.count, steps.tokens_per_step)
             for index, block in self._numbered_blocks():
-                tokens, _, _ = continue_block(block, tokens, rope, spans, past.of_block(index))
+                tokens = continue_block(block, tokens, rope, spans, past.of_block(index))
         return self._frames(tokens, steps)
 
     def step(
@@ -188,17 +188,15 @@ class ActionConditionedPredictor(nn.Module):
         camera = None if extrinsics is None else extrinsics.unsqueeze(1)
         steps = self._check(frame_tokens, action.unsqueeze(1), state.unsqueeze(1), camera, past, grid)
         tokens, rope = self._tokens(steps), self._rope(steps)
-        keys, values = [], []
+        kept: list[tuple[Tensor, Tensor]] = []
         for index, block in self._numbered_blocks():
-            tokens, key, value = continue_block(block, tokens, rope, None, past.of_block(index) if past else ([], []))
-            # Both are windows into larger tensors, which would stay in memory with them.
-            keys.append(key.contiguous())
-            values.append(value.contiguous())
-        finished = (*(past.finished if past else ()), FinishedStep(keys=tuple(keys), values=tuple(values)))
+            tokens = continue_block(block, tokens, rope, None, past.of_block(index) if past else ([], []), kept)
+        keys, values = zip(*kept, strict=True)
+        finished = (*(past.finished if past else ()), FinishedStep(keys=keys, values=values))
         return self._frames(tokens, steps), PastSteps(grid=steps.grid, finished=finished)
 
     def plan_bytes(self, steps: int) -> int:
-        """Memory that one more plan of `steps` steps takes without gradients: the keys and values of its finished steps,
+        """About the memory one more plan of `steps` steps takes without gradients: keys and values of its finished steps,
         those one block joins, and the widest tensors of one block."""
         config = self.config
         tokens = config.patch_grid[0] * config.patch_grid[1] + (3 if config.use_extrinsics else 2)
@@ -297,21 +295,16 @@ class ActionConditionedPredictor(nn.Module):
                     remedy="Frames, actions, states and past must be of the same steps, plans and image size.",
                 )
             self._check_readable(name, tensor)
-        first = 0
         if past is not None:
-            attention_heads = config.num_heads
-            past.check_fits(
-                blocks=config.depth,
-                batch=batch,
-                shape=(rows * columns + len(given) - 1, attention_heads, config.predictor_embed_dim // attention_heads),
-            )
-            first = past.steps
+            head = config.num_heads, config.predictor_embed_dim // config.num_heads
+            past.check_fits(blocks=config.depth, batch=batch, shape=(rows * columns + len(given) - 1, *head))
         conditions = [self._scaled_actions(actions), self._scaled_states(states)]
         if extrinsics is not None:
             conditions.append(extrinsics)
         return _Steps(
-            frame_tokens=frame_tokens, conditions=tuple(conditions), batch=batch, count=count, first=first, grid=grid
-        )
+            frame_tokens=frame_tokens, conditions=tuple(conditions), batch=batch, count=count,
+            first=0 if past is None else past.steps, grid=grid,
+        )  # fmt: skip
 
     def _grid(self, grid: PatchGrid | None, past: PastSteps | None) -> PatchGrid:
         """The patch grid of the frames: as given, else that of the past, else the configured one."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from models.errors import ShapeError
-from models.layers import Block, Span, attend
+from models.layers import Attention, Block, Span, attend
 from models.rope import RopeTables
 
 PatchGrid = tuple[int, int]
@@ -88,15 +88,29 @@ def continue_block(
     rope: RopeTables,
     spans: Sequence[Span] | None,
     past: tuple[list[Tensor], list[Tensor]],
-) -> tuple[Tensor, Tensor, Tensor]:
+    keep: list[tuple[Tensor, Tensor]] | None = None,
+) -> Tensor:
     """One block over new tokens (B, N, D) that also attend to past keys and values (B or 1, n, heads, head_dim).
 
-    Returns the tokens and the block's new keys and values.
+    The block's new keys and values are added to `keep`, if given.
     """
-    query, key, value = block.attn.project(block.norm1(tokens), rope)
-    keys, values = past
-    tokens = tokens + block.attn.proj(attend(query, _join(keys, key), _join(values, value), spans))
-    return tokens + block.mlp(block.norm2(tokens)), key, value
+    tokens = tokens + _attend(block.attn, block.norm1(tokens), rope, spans, past, keep)
+    return tokens + block.mlp(block.norm2(tokens))
+
+
+def _attend(
+    attention: Attention,
+    tokens: Tensor,
+    rope: RopeTables,
+    spans: Sequence[Span] | None,
+    past: tuple[list[Tensor], list[Tensor]],
+    keep: list[tuple[Tensor, Tensor]] | None,
+) -> Tensor:
+    query, key, value = attention.project(tokens, rope)
+    if keep is not None:
+        # Both are windows into larger tensors, which would stay in memory with them.
+        keep.append((key.contiguous(), value.contiguous()))
+    return attention.proj(attend(query, _join(past[0], key), _join(past[1], value), spans))
 
 
 def _join(past: Sequence[Tensor], new: Tensor) -> Tensor:
