@@ -1,4 +1,4 @@
-"""The front door: `tubelet demo | ui | doctor | reconcile | lineage | report`.
+"""The front door: `tubelet demo | ui | doctor | reconcile | lineage | report | features | weights inspect | weights convert`.
 
 Nothing but the standard library is imported until a command needs more, so `python tubelet.py doctor` works before
 anything is installed.
@@ -21,6 +21,12 @@ def build_app():  # type: ignore[no-untyped-def]
 
     tables_option = typer.Option(None, "--tables", help="Also write checkpoints and exposures as Parquet into this folder.")
     videos_option = typer.Option(None, "--videos", help="A folder of your own videos to add to the pool.")
+    checkpoint_argument = typer.Argument(help="A .pt or .safetensors file, a folder (Hugging Face's or ours), or an artefact such as cooled_encoder[nano].")
+    source_argument = typer.Argument(help="A video, or a folder that is searched with all folders below.")
+    destination_argument = typer.Argument(help="A new folder; for --to official a .pt file, or .safetensors for one part.")
+    out_option = typer.Option(None, "--out", help="Folder, or for one video a .npy or .parquet file; default NAME-features here.")
+    layer_option = typer.Option([], "--layer", help="A block's output instead of the last; 0-based, -1 the last; may be repeated.")
+    parts_option = typer.Option([], "--part", help="Convert this part only; may be repeated. Names the encoder for Hugging Face.")
 
     @app.command()
     def demo(
@@ -101,7 +107,102 @@ def build_app():  # type: ignore[no-untyped-def]
 
         raise typer.Exit(conclude(Store.open(store_root(), create=False), recipe, worked=True, seconds=0.0))
 
+    @app.command()
+    def features(
+        checkpoint: str = checkpoint_argument,
+        videos: Path = source_argument,
+        out: Path | None = out_option,
+        part: str | None = typer.Option(None, "--part", help="Which encoder, where the checkpoint has several: encoder or target_encoder."),
+        pool: str = typer.Option("clip", "--pool", help="clip: one vector a window; frame: one a tubelet; dense: every token (npy only)."),
+        file_format: str | None = typer.Option(None, "--format", help="npy (default): an array a video; parquet: a row a window."),
+        frames: int | None = typer.Option(None, "--frames", help="Frames in a window; default the encoder's own."),
+        fps: float = typer.Option(4.0, "--fps", help="Frames a second to sample; 4 is the rate of training."),
+        stride_seconds: float | None = typer.Option(None, "--stride-seconds", help="From one window to the next; default a window's length: no overlap."),
+        limit_seconds: float | None = typer.Option(None, "--limit-seconds", help="Read only the beginning of each video."),
+        size: str | None = typer.Option(None, "--size", help="Pixels: 256, or 180x320 (height x width); default the encoder's own."),
+        mode: str = typer.Option("short_side_crop", "--mode", help="short_side_crop (upstream's evaluation), squash (the whole picture), official_droid_crop."),
+        antialias: bool = typer.Option(True, help="Filter pictures that shrink; upstream's video probes do not."),
+        layer: list[int] = layer_option,
+        dtype: str = typer.Option("float32", "--dtype", help="Numbers in the files: float32 or float16."),
+        precision: str = typer.Option("fp32", "--precision", help="Arithmetic: fp32, or bf16 on a GPU."),
+        device: str | None = typer.Option(None, "--device", help="cpu, cuda, cuda:1; default a GPU where there is one."),
+        batch: int | None = typer.Option(None, "--batch", min=1, help="Windows to encode together; default by their tokens."),
+        workers: int = typer.Option(2, "--workers", min=1, help="Videos to decode side by side."),
+        heads: int | None = typer.Option(None, "--heads", help="Attention heads, for official weights of no released size."),
+        store: Path | None = store_option,
+    ) -> None:
+        """Features of your videos from a frozen encoder, with the times of each window and a record of how they were made."""
+        speak()
+        from pipelines.features.report import outcome_text
+        from pipelines.features.run import FeatureRequest, extract_features
+
+        options = {
+            "pool": pool, "frames": frames, "fps": fps, "stride_seconds": stride_seconds, "limit_seconds": limit_seconds, "size": size, "mode": mode,
+            "antialias": antialias, "layers": layer, "stored": dtype, "precision": precision,
+        }  # fmt: skip
+        outcome = extract_features(FeatureRequest(
+            checkpoint=checkpoint, source=videos, store=store_folder(store), out=out, part=part, file_format=file_format, device=device,
+            batch=batch, workers=workers, heads=heads, options=options,
+        ))  # fmt: skip
+        typer.echo(outcome_text(outcome))
+        raise typer.Exit(outcome.exit_code)
+
+    weights = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look into weight files, and convert them.")
+    app.add_typer(weights, name="weights")
+
+    @weights.command()
+    def inspect(
+        checkpoint: str = checkpoint_argument,
+        as_json: bool = typer.Option(False, "--json", help="For machines."),
+        store: Path | None = store_option,
+    ) -> None:
+        """Print what a checkpoint holds, what is wrong with it, and what one can do with it."""
+        speak()
+        from models.weights import inspect_checkpoint
+        from pipelines.weights.describe import inspection_json, inspection_text, is_sound
+        from pipelines.weights.locate import locate
+
+        inspection = inspect_checkpoint(locate(checkpoint, store_folder(store)))
+        typer.echo(inspection_json(inspection) if as_json else inspection_text(inspection))
+        raise typer.Exit(0 if is_sound(inspection) else 2)
+
+    @weights.command("convert")
+    def convert_weights(
+        checkpoint: str = checkpoint_argument,
+        destination: Path = destination_argument,
+        to: str = typer.Option(..., "--to", help="tubelet, official or huggingface."),
+        part: list[str] = parts_option,
+        image_size: int | None = typer.Option(None, "--image-size", help="Pixels the weights were made for, where the file does not tell; 256 for most."),
+        heads: int | None = typer.Option(None, "--heads", help="Attention heads of an encoder of no released size."),
+        predictor_heads: int | None = typer.Option(None, "--predictor-heads", help="Attention heads of a predictor of no released size."),
+        overwrite: bool = typer.Option(False, "--overwrite", help="Replace files that exist."),
+        store: Path | None = store_option,
+    ) -> None:
+        """Convert weights between the official layout, Hugging Face and ours; what was written is read back and compared."""
+        speak()
+        from pipelines.weights.convert import Conversion, convert
+        from pipelines.weights.describe import converted_text
+        from pipelines.weights.locate import locate
+        from pipelines.weights.parts import Hints
+
+        hints = Hints(heads=heads, predictor_heads=predictor_heads, image_size=image_size)
+        typer.echo(converted_text(convert(Conversion(
+            source=locate(checkpoint, store_folder(store)), destination=destination, to=to, parts=tuple(part), hints=hints, overwrite=overwrite
+        ))))  # fmt: skip
+
     return app
+
+
+def speak() -> None:
+    """Let the project speak on standard error, for commands that need no store."""
+    from pipelines.reporting import configure_logging
+
+    configure_logging()
+
+
+def store_folder(store: Path | None = None) -> Path:
+    """The store that was named, or TUBELET_STORE, or store/ here; nothing is opened or made."""
+    return store or Path(os.environ.get("TUBELET_STORE") or Path(__file__).resolve().parent / "store")
 
 
 def enter(store: Path | None) -> None:
@@ -116,7 +217,7 @@ def enter(store: Path | None) -> None:
 def examine() -> int:
     from pipelines.doctor import examine_machine
 
-    return examine_machine(sys.stdout, Path(os.environ.get("TUBELET_STORE") or Path(__file__).resolve().parent / "store"))
+    return examine_machine(sys.stdout, store_folder())
 
 
 def listen_to_signals() -> None:

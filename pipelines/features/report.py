@@ -1,0 +1,52 @@
+"""What `tubelet features` says when it is done."""
+
+from __future__ import annotations
+
+from pipelines.features.sources import named
+from pipelines.features.work import Outcome
+
+_SHOWN = 8
+
+
+def outcome_text(outcome: Outcome) -> str:
+    """A few lines for a person: what was written and where, what was skipped, what was refused and why."""
+    lines = [_written(outcome)]
+    if outcome.written:
+        lines += _files(outcome)
+    if outcome.skipped:
+        lines.append(f"{_count(outcome.skipped, 'video')} had features with these settings already")
+    if outcome.filled:
+        lines.append(f"{_count(outcome.filled, 'window')} at an end of a video repeat its last frame (column filled says how often)")
+    if outcome.others:
+        lines.append(f"{_count(len(outcome.others), 'file')} left alone, not videos by name: {named(outcome.others)}")
+    if outcome.rejected:
+        lines.append(f"WARNING: {_count(len(outcome.rejected), 'video')} gave no features" + ("" if outcome.out.suffix else f", listed in {outcome.out / 'rejected.csv'}"))
+        lines += [f"  {video.name}: {reason.found}. {reason.remedy}" for video, reason in outcome.rejected[:_SHOWN]]
+    if len(outcome.rejected) > _SHOWN:
+        lines.append(f"  and {len(outcome.rejected) - _SHOWN} more")
+    if outcome.stopped:
+        lines.append("stopped; the files written are whole, and the same command goes on from here")
+    return "\n".join(lines)
+
+
+def _written(outcome: Outcome) -> str:
+    if not outcome.written:
+        return f"nothing new written to {outcome.out}"
+    return f"{_count(outcome.written, 'video')}, {outcome.seconds:.1f} s, {_count(outcome.windows, 'window')} -> {outcome.out}"
+
+
+def _files(outcome: Outcome) -> list[str]:
+    settings = outcome.settings
+    axes = (["layer"] if settings.layers else []) + {"clip": ["D"], "frame": ["time", "D"], "dense": ["time", "row", "column", "D"]}[settings.pool]
+    shape = f"({', '.join(['window', *axes])}) = (W, {', '.join(map(str, outcome.shape))})"
+    content = f"{settings.stored} {shape}" if outcome.file_format == "npy" else f"one row a {'tubelet' if settings.pool == 'frame' else 'window'}, {settings.stored}"
+    if outcome.out.suffix:
+        return [f"  {outcome.out.name}  {content}", f"  {outcome.out.with_suffix('.json').name}  weights, settings, and the times of each window"]
+    return [
+        f"  features/<video>.{outcome.file_format}  {content}",
+        "  index.parquet   video, file, window, start_s, end_s, filled", "  features.json   weights with digest, preprocessing, settings, versions",
+    ]  # fmt: skip
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

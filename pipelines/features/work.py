@@ -1,0 +1,149 @@
+"""The loop of `tubelet features`: windows of many videos through one encoder in full batches, each video to its own file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.encoder import VideoEncoder
+from pipelines.features.ahead import windows_of_all
+from pipelines.features.encoding import encode
+from pipelines.features.files import FeatureWriter, FileFormat
+from pipelines.features.output import FileOutput, FolderOutput, SourceVideo
+from pipelines.features.settings import FeatureSettings
+from pipelines.features.windows import RejectedVideo, Window, declared_seconds
+from pipelines.reporting import Progress
+
+
+@dataclass
+class Outcome:
+    """What became of a request. `shape` is that of one window's features; `others` are files that are no videos."""
+
+    out: Path
+    file_format: FileFormat
+    settings: FeatureSettings
+    others: tuple[str, ...]
+    rejected: list[tuple[SourceVideo, RejectedVideo]]
+    written: int = 0
+    windows: int = 0
+    filled: int = 0
+    seconds: float = 0.0
+    skipped: int = 0
+    shape: tuple[int, ...] = ()
+    stopped: bool = False
+
+    @property
+    def exit_code(self) -> int:
+        """130 when a person stopped it, 2 when no video has features, else 0."""
+        return 130 if self.stopped else 0 if self.written + self.skipped else 2
+
+
+class Work:
+    """One run: batches take windows across videos, so that thousands of short clips fill a GPU too."""
+
+    def __init__(self, encoder: VideoEncoder, settings: FeatureSettings, output: FolderOutput | FileOutput, outcome: Outcome) -> None:
+        self._encoder, self._settings, self._output, self._outcome = encoder, settings, output, outcome
+        self._writers: dict[int, FeatureWriter] = {}
+        self._records: dict[int, list[Window]] = {}
+
+    def through(self, videos: Sequence[SourceVideo], batch: int, workers: int) -> None:
+        """Encode all `videos`; on any way out, files that are not complete are removed."""
+        pending: list[tuple[int, Window | None]] = []  # None: the video ends here
+        pace = _Pace(videos, self._settings.limit_seconds)
+        decoded = windows_of_all([video.path for video in videos], self._settings, workers=workers, room=max(1, batch // workers))
+        try:
+            with Progress("features", round(pace.total), unit="s of video") as progress:
+                for index, item in decoded:
+                    if isinstance(item, RejectedVideo):
+                        pending = [entry for entry in pending if entry[0] != index]
+                        self._give_up(index)
+                        self._output.reject(videos[index], item)
+                    else:
+                        pending.append((index, item))
+                    if isinstance(item, Window):
+                        pace.reached(index, item.end_s)
+                    else:
+                        pace.ended(index)
+                    progress(round(pace.done), round(pace.total), videos[index].name)
+                    if sum(window is not None for _, window in pending) >= batch:
+                        self._encode(pending, videos)
+                        pending = []
+                self._encode(pending, videos)
+        finally:
+            decoded.close()  # type: ignore[attr-defined]  # a generator: its threads stop
+            for index in list(self._writers):
+                self._give_up(index)
+
+    def _encode(self, pending: list[tuple[int, Window | None]], videos: Sequence[SourceVideo]) -> None:
+        windows = [window for _, window in pending if window is not None]
+        values = iter(encode(self._encoder, windows, self._settings) if windows else ())
+        for index, window in pending:
+            if window is None:
+                self._finish(index, videos[index])
+            else:
+                self._take(index, videos[index], window, next(values))
+
+    def _take(self, index: int, video: SourceVideo, window: Window, values: NDArray[Any]) -> None:
+        if index not in self._writers:
+            self._writers[index], self._records[index] = self._output.start(video), []
+        self._writers[index].append(window, values)
+        self._records[index].append(window.without_pixels())
+        self._outcome.shape = tuple(np.shape(values))
+
+    def _finish(self, index: int, video: SourceVideo) -> None:
+        records = self._records.pop(index)
+        self._output.finish(video, self._writers[index], records)
+        del self._writers[index]
+        self._outcome.written += 1
+        self._outcome.windows += len(records)
+        self._outcome.filled += sum(record.filled > 0 for record in records)
+        self._outcome.seconds += max(record.end_s for record in records)
+
+    def _give_up(self, index: int) -> None:
+        if index in self._writers:
+            self._writers.pop(index).discard()
+            self._records.pop(index)
+
+
+class _Pace:
+    """Seconds of video done and to do. Lengths of files not opened yet are guessed from their sizes."""
+
+    def __init__(self, videos: Sequence[SourceVideo], limit_s: float | None) -> None:
+        self._videos, self._limit = videos, limit_s
+        self._closed_bytes = sum(video.bytes for video in videos)
+        self._opened_bytes, self._ended, self._now, self._length = 0, 0.0, 0.0, 0.0
+        self._open = -1
+        self._begin(0)
+
+    @property
+    def done(self) -> float:
+        return self._ended + self._now
+
+    @property
+    def total(self) -> float:
+        opened = self._ended + max(self._length, self._now)
+        return opened + self._closed_bytes * opened / max(1, self._opened_bytes)
+
+    def reached(self, index: int, second: float) -> None:
+        self._begin(index)
+        self._now = second
+
+    def ended(self, index: int) -> None:
+        """The video is over, or given up: its length is what was reached."""
+        self._begin(index)
+        self._ended += self._now
+        self._now = self._length = 0.0
+
+    def _begin(self, index: int) -> None:
+        if index != self._open:
+            self._open = index
+            self._closed_bytes -= self._videos[index].bytes
+            self._opened_bytes += self._videos[index].bytes
+            self._length = declared_seconds(self._videos[index].path) or 0.0
+            if self._limit is not None:
+                self._length = min(self._length, self._limit)

@@ -1,0 +1,1 @@
+"""Weight files as people handle them: found by path or by artefact, looked into, converted."""

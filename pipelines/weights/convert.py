@@ -1,0 +1,239 @@
+"""Weights from one layout to another: written beside the destination, read back, compared, then put into place."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from models.encoder import VideoEncoder
+from models.errors import WeightsError
+from models.official import KINDS
+from models.predictor import MaskedPredictor
+from models.probes import AttentiveProbe
+from models.weights import (
+    VJEPA2,
+    from_huggingface,
+    from_official,
+    infer_config,
+    load_module,
+    read_checkpoint,
+    save_module,
+    state_digest,
+    to_huggingface,
+    to_official,
+)
+from pipelines.errors import InputError
+from pipelines.store import disk_error
+from pipelines.weights.options import speaking_of_options
+from pipelines.weights.parts import Hints, Source, modules_of, open_source
+
+Target = Literal["tubelet", "official", "huggingface"]
+_PICKLED = (".pt", ".pth", ".tar")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """`parts` narrows what is converted (empty: all that the target can hold); a Hugging Face folder has one encoder, so
+    where there are several one must be named."""
+
+    source: Path
+    destination: Path
+    to: str
+    parts: tuple[str, ...] = ()
+    hints: Hints = field(default_factory=Hints)
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Converted:
+    """Parts as (name, class, parameters, digest of the weights), files with bytes, what is not in them, and what the
+    reader of the new files has to be told."""
+
+    destination: Path
+    to: str
+    parts: tuple[tuple[str, str, int, str], ...]
+    files: tuple[tuple[Path, int], ...]
+    left_out: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+Parts = tuple[tuple[str, str, int, str], ...]
+
+
+def convert(request: Conversion) -> Converted:
+    """Convert, verify and publish; nothing appears at the destination unless every digest agrees.
+
+    Raises InputError on a request that cannot be met, WeightsError on weights that do not fit.
+    """
+    if request.to not in get_args(Target):
+        raise InputError(f"There is no layout {request.to}", expected=", ".join(get_args(Target)), found=request.to, remedy="Choose one with --to.")
+    _insist_on_free(request)
+    with speaking_of_options():
+        source = open_source(request.source, request.parts[0] if len(request.parts) == 1 else None)
+        chosen, left_out = _choose(request, source)
+        draft = request.destination.with_name(f".{request.destination.stem}.{uuid.uuid4().hex[:8]}{request.destination.suffix}")
+        try:
+            request.destination.parent.mkdir(parents=True, exist_ok=True)
+            notes: list[str] = []
+            parts = _WRITERS[request.to](request, source, chosen, draft, notes)
+            return Converted(request.destination, request.to, parts, _publish(draft, request.destination), left_out, tuple(notes))
+        except OSError as error:
+            raise disk_error(error, request.destination.absolute().parent) or error from error
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+            draft.unlink(missing_ok=True)
+
+
+def _insist_on_free(request: Conversion) -> None:
+    source, destination = request.source.resolve(), request.destination.resolve()
+    if source == destination or source in destination.parents or destination in source.parents:
+        raise InputError("The destination lies in the source, or the source in it", expected="two places", found=str(destination), remedy="Name another destination.")
+    into_file = request.to == "official"
+    suffix = request.destination.suffix
+    if into_file and suffix not in (*_PICKLED, ".safetensors"):
+        raise InputError(
+            f"{request.destination} does not name a weight file", expected="a name that ends in .pt (every part in one file) or .safetensors (one part)",
+            found=suffix or "no suffix", remedy=f"Write to {request.destination}.pt.",
+        )  # fmt: skip
+    if not into_file and suffix in (*_PICKLED, ".safetensors"):
+        raise InputError(f"The {request.to} layout is a folder", expected="the name of a folder", found=str(request.destination), remedy="Leave out the suffix.")
+    taken = destination.exists() and (not destination.is_dir() or any(destination.iterdir()))
+    if taken and (not request.overwrite or destination.is_dir() == into_file):
+        raise InputError(
+            f"{request.destination} exists already", expected="a new name, or an empty folder", found="a folder with files" if destination.is_dir() else "a file",
+            remedy="Choose another name." if destination.is_dir() == into_file else "Choose another name, or say --overwrite.",
+        )  # fmt: skip
+
+
+def _choose(request: Conversion, source: Source) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(names to convert, what is left out and why)."""
+    unknown = [name for name in request.parts if name not in source.kinds]
+    if unknown:
+        raise InputError(f"{request.source} has no part {', '.join(unknown)}", expected=", ".join(source.kinds), found=", ".join(unknown), remedy="Name one of them with --part.")
+    if source.checkpoint.layout == request.to == "huggingface":
+        raise InputError(f"{request.source} is a Hugging Face folder already", expected="another layout", found="--to huggingface", remedy="Copy the folder.")
+    chosen = request.parts or tuple(source.kinds)
+    why = {name: "not asked for" for name in source.kinds if name not in chosen}
+    if request.to == "huggingface":
+        encoders = [name for name in chosen if source.kinds[name] == "encoder"] or [name for name in source.kinds if source.kinds[name] == "encoder"]
+        if len(encoders) != 1:
+            raise WeightsError(
+                f"A Hugging Face folder has one encoder, {request.source} has {len(encoders) or 'none'}", expected="one of its encoders",
+                found=", ".join(encoders) or ", ".join(source.kinds),
+                remedy="Choose with --part: target_encoder (the moving average) is what upstream evaluates, encoder what PyTorch Hub publishes." if encoders else "Take the file of an encoder.",
+            )  # fmt: skip
+        # The predictor belongs to an encoder that was named alone; a probe comes when it was named.
+        wanted = {"predictor"} if set(request.parts) <= set(encoders) else set()
+        kept = [name for name in source.kinds if name in encoders or name in request.parts or source.kinds[name] in wanted]
+        why = {name: "a Hugging Face folder has no place for it" if source.kinds[name] in ("action_predictor", "probe") else "another encoder" for name in source.kinds if name not in kept}
+        chosen = tuple(kept)
+    if request.to == "official" and request.destination.suffix == ".safetensors" and len(chosen) != 1:
+        raise InputError("A safetensors file holds one part", expected="--part, or a name that ends in .pt", found=", ".join(chosen), remedy="Choose with --part, or write a .pt file.")
+    return chosen, tuple(f"{name} ({reason})" for name, reason in why.items()) + source.left_out
+
+
+def _to_tubelet(request: Conversion, source: Source, chosen: tuple[str, ...], draft: Path, notes: list[str]) -> Parts:
+    told = []
+    for name, module in modules_of(source, chosen, request.hints):
+        safe = name.replace(".", "_")
+        save_module(module, draft, safe)
+        told.append(_verified(safe, module, load_module(draft, safe)))
+    return tuple(told)
+
+
+def _to_official(request: Conversion, source: Source, chosen: tuple[str, ...], draft: Path, notes: list[str]) -> Parts:
+    modules = {name: module.float() for name, module in modules_of(source, chosen, request.hints)}
+    if draft.suffix == ".safetensors":
+        from safetensors.torch import save_file
+
+        (module,) = modules.values()
+        save_file(to_official(module), draft, metadata={"format": "pt"})
+    else:
+        content: dict[str, object] = {}
+        probes: list[dict[str, Tensor]] = []
+        for name, module in modules.items():
+            # Upstream's trainers load into wrapped modules and strip "backbone." only, with strict=False: bare keys
+            # would be skipped there in silence.
+            wrapper = "module.backbone." if isinstance(module, VideoEncoder | MaskedPredictor) else "module."
+            tensors = {wrapper + key: value for key, value in to_official(module).items()}
+            if source.kinds[name] == "probe":
+                probes.append(tensors)
+            else:
+                content[name] = tensors
+        torch.save(content | ({"classifiers": probes} if probes else {}), draft)
+    notes += [note for name, module in modules.items() for note in _untold(name, module)]
+    told, probe = [], 0
+    for name, module in modules.items():
+        kind = source.kinds[name]
+        stored = None if draft.suffix == ".safetensors" else f"classifiers.{probe}" if kind == "probe" else name
+        probe += kind == "probe"
+        told.append(_verified(stored or name, module, from_official(_kind(module), read_checkpoint(draft, stored), module.config, str(draft))))
+    return tuple(told)
+
+
+def _to_huggingface(request: Conversion, source: Source, chosen: tuple[str, ...], draft: Path, notes: list[str]) -> Parts:
+    modules = {name: module.float() for name, module in modules_of(source, chosen, request.hints)}
+    model = VJEPA2(_only(modules, VideoEncoder), _only(modules, MaskedPredictor), _only(modules, AttentiveProbe))
+    side = request.hints.image_size or model.encoder.config.img_size[0]
+    to_huggingface(model, draft, image_size=side)
+    back = from_huggingface(draft)
+    pairs = (("encoder", model.encoder, back.encoder), ("predictor", model.predictor, back.predictor), ("probe", model.probe, back.probe))
+    names = {id(module): name for name, module in modules.items()}
+    return tuple(_verified(names[id(module)], module, read) for _, module, read in pairs if module is not None)
+
+
+_WRITERS = {"tubelet": _to_tubelet, "official": _to_official, "huggingface": _to_huggingface}
+
+
+def _only(modules: dict[str, nn.Module], kind: type[nn.Module]):  # type: ignore[no-untyped-def]
+    return next((module for module in modules.values() if isinstance(module, kind)), None)
+
+
+def _kind(module: nn.Module) -> str:
+    return next(kind for kind, pairs in KINDS.items() if any(type(module) is pair[0] for pair in pairs))
+
+
+def _untold(name: str, module: nn.Module) -> list[str]:
+    """What the official layout, which has no configuration, would make a reader believe of this part that is not so."""
+    config, kind = module.config, _kind(module)
+    heads = {"num_heads": config.num_heads} if kind != "probe" else {}  # type: ignore[union-attr]
+    told = infer_config(kind, to_official(module), name, **heads).to_dict()  # type: ignore[arg-type]
+    try:
+        infer_config(kind, to_official(module), name)
+    except WeightsError:
+        told.pop("num_heads")
+    true = config.to_dict()  # type: ignore[union-attr, operator]
+    wrong = [f"{field_name} {value}" for field_name, value in true.items() if field_name != "init_std" and told.get(field_name) != value]
+    return [f"{name}: the official layout does not tell {', '.join(wrong)}; give this to whoever reads the file"] if wrong else []
+
+
+def _verified(name: str, module: nn.Module, read: nn.Module | None) -> tuple[str, str, int, str]:
+    """Name, class, parameters and digest of a part that was read back equal. Raises WeightsError when it was not."""
+    digest = state_digest(module)
+    if read is None or state_digest(read) != digest:
+        raise WeightsError(f"{name} came back different from what was written", expected=f"digest {digest[:12]}", found="another", remedy="Look at disk and memory of this machine, and try again; nothing was kept.")
+    return name, type(module).__name__, sum(value.numel() for value in module.parameters()), digest
+
+
+def _publish(draft: Path, destination: Path) -> tuple[tuple[Path, int], ...]:
+    """Put the draft into place; files of a folder replace those of their names."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in [draft] if draft.is_file() else draft.iterdir():
+        path.chmod(0o666 & ~mask)  # safetensors makes files that only their owner can read
+    if draft.is_file():
+        os.replace(draft, destination)
+        return ((destination, destination.stat().st_size),)
+    destination.mkdir(exist_ok=True)
+    written = []
+    for path in sorted(draft.iterdir()):
+        os.replace(path, destination / path.name)
+        written.append((destination / path.name, (destination / path.name).stat().st_size))
+    return tuple(written)
