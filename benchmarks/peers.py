@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import tempfile
 import types
 import warnings
 from collections.abc import Sequence
@@ -18,41 +19,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.plain_reference import gather_tokens
+from models.action_predictor import ActionConditionedPredictor
 from models.encoder import VideoEncoder
 from models.predictor import MaskedPredictor
+from models.weights import VJEPA2, to_huggingface
 
 
 class HuggingFace:
-    """transformers' VJEPA2Model holding a copy of our weights."""
+    """transformers' VJEPA2Model, opened from a folder that we export."""
 
     def __init__(self, encoder: VideoEncoder, predictor: MaskedPredictor) -> None:
         import transformers
 
+        level = transformers.logging.get_verbosity()
         transformers.logging.set_verbosity_error()
-        ours, theirs = encoder.config, predictor.config
-        config = transformers.VJEPA2Config(
-            patch_size=ours.patch_size,
-            crop_size=ours.img_size[0],
-            frames_per_clip=ours.num_frames,
-            tubelet_size=ours.tubelet_size,
-            hidden_size=ours.embed_dim,
-            num_attention_heads=ours.num_heads,
-            num_hidden_layers=ours.depth,
-            mlp_ratio=ours.mlp_ratio,
-            pred_hidden_size=theirs.predictor_embed_dim,
-            pred_num_attention_heads=theirs.num_heads,
-            pred_num_hidden_layers=theirs.depth,
-            pred_num_mask_tokens=theirs.num_mask_tokens,
-            pred_mlp_ratio=theirs.mlp_ratio,
-        )
-        weights = {
-            **_hugging_face_keys(encoder.state_dict(), "encoder.", "blocks."),
-            **_hugging_face_keys(predictor.state_dict(), "predictor.", "predictor_blocks."),
-        }
-        parameter = next(encoder.parameters())
-        self.model = transformers.VJEPA2Model(config).to(parameter.device, parameter.dtype).eval()
-        self.model.load_state_dict(weights, strict=True)
-        self.attention = str(self.model.config._attn_implementation)
+        transformers.logging.disable_progress_bar()
+        with tempfile.TemporaryDirectory() as folder:
+            to_huggingface(VJEPA2(encoder, predictor), folder, image_size=encoder.config.img_size[0])
+            self.model = transformers.VJEPA2Model.from_pretrained(folder).eval()
+        transformers.logging.set_verbosity(level)
+        self.model.to(next(encoder.parameters()).device)
 
     def encode(self, video: Tensor) -> Tensor:
         """All tokens (B, N, D) of video (B, C, T, H, W)."""
@@ -78,35 +64,6 @@ class HuggingFace:
             self.model.predictor(tokens, [context], [target]).last_hidden_state
             for context, target in zip(context_ids, target_ids, strict=True)
         ]
-
-
-def _hugging_face_keys(state: dict[str, Tensor], prefix: str, blocks: str) -> dict[str, Tensor]:
-    """Our keys under transformers' names: packed qkv rows become query, key and value; mask tokens one stack."""
-    renamed = {
-        "patch_embed.": "embeddings.patch_embeddings.",
-        "norm.": "layernorm.",
-        "predictor_embed.": "embeddings.predictor_embeddings.",
-        "predictor_norm.": "layernorm.",
-        "predictor_proj.": "proj.",
-    }
-    tensors: dict[str, Tensor] = {}
-    mask_tokens = []
-    for key, value in state.items():
-        if key.startswith("mask_tokens."):
-            mask_tokens.append(value)
-        elif key.startswith(blocks):
-            name = prefix + "layer." + key.removeprefix(blocks).replace(".attn.", ".attention.")
-            if ".qkv." in name:
-                for part, rows in zip(("query", "key", "value"), value.chunk(3), strict=True):
-                    tensors[name.replace(".qkv.", f".{part}.")] = rows
-            else:
-                tensors[name] = value
-        else:
-            start = next(old for old in renamed if key.startswith(old))
-            tensors[prefix + renamed[start] + key.removeprefix(start)] = value
-    if mask_tokens:
-        tensors[prefix + "embeddings.mask_tokens"] = torch.stack(mask_tokens)
-    return tensors
 
 
 @dataclass(frozen=True)
@@ -141,7 +98,9 @@ class Official:
 def import_official(checkout: Path) -> types.ModuleType:
     """Put the checkout on the import path; timm, of which it uses one function that does nothing here, may be absent."""
     if not (checkout / "src" / "models" / "vision_transformer.py").is_file():
-        raise SystemExit(f"{checkout} is no checkout of facebookresearch/vjepa2: src/models/vision_transformer.py missing.")
+        raise SystemExit(
+            f"{checkout} is no checkout of facebookresearch/vjepa2: src/models/vision_transformer.py missing."
+        )
     warnings.filterwarnings("ignore", message=".*sdp_kernel.*")
     if "timm" not in sys.modules and importlib.util.find_spec("timm") is None:
         stub = types.ModuleType("timm.models.layers")
@@ -182,6 +141,20 @@ def official_predictor(checkout: Path, predictor: MaskedPredictor) -> nn.Module:
         tubelet_size=config.tubelet_size, embed_dim=config.embed_dim, predictor_embed_dim=config.predictor_embed_dim,
         depth=config.depth, num_heads=config.num_heads, mlp_ratio=config.mlp_ratio, norm_layer=_LAYER_NORM,
         use_rope=True, use_mask_tokens=True, num_mask_tokens=config.num_mask_tokens,
+    )  # fmt: skip
+    return _loaded(theirs, predictor)
+
+
+def official_action_predictor(checkout: Path, predictor: ActionConditionedPredictor, frames: int) -> nn.Module:
+    """Their action-conditioned predictor with our weights; `frames` sizes the causal mask that it builds beforehand."""
+    import_official(checkout)
+    module = importlib.import_module("src.models.ac_predictor")
+    config = predictor.config
+    theirs = module.VisionTransformerPredictorAC(
+        img_size=config.img_size, patch_size=config.patch_size, num_frames=frames * config.tubelet_size,
+        tubelet_size=config.tubelet_size, embed_dim=config.embed_dim, predictor_embed_dim=config.predictor_embed_dim,
+        depth=config.depth, num_heads=config.num_heads, mlp_ratio=config.mlp_ratio, norm_layer=_LAYER_NORM,
+        use_extrinsics=config.use_extrinsics,
     )  # fmt: skip
     return _loaded(theirs, predictor)
 

@@ -22,12 +22,14 @@ class Contest:
 
     ``check`` proves first that they do the same thing: it raises AssertionError, or tells the error it measured.
     ``share``: rounds of this contest as a share of the rounds asked for (slow contests take fewer).
+    ``flops``: what ours spends, FLOPs a call; every contestant's speed is told by it (model FLOPs, not its own).
     """
 
     name: str
     contestants: dict[str, Callable[[], Any]]
     check: Callable[[], str]
     share: float = 1.0
+    flops: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,7 @@ class Result:
     name: str
     seconds: dict[str, list[float]]
     parity: str
+    flops: int | None = None
 
     @property
     def ours(self) -> str:
@@ -80,7 +83,7 @@ def hold(contest: Contest, *, repeats: int, clock: Clock = wall_clock, warm_up: 
             start = clock()
             run()
             seconds[name].append(clock() - start)
-    return Result(name=contest.name, seconds=seconds, parity=parity)
+    return Result(name=contest.name, seconds=seconds, parity=parity, flops=contest.flops)
 
 
 def machine() -> dict[str, str]:
@@ -97,32 +100,53 @@ def machine() -> dict[str, str]:
     return facts
 
 
-HEADER = ("contest", "contestant", "median", "ours is faster by", "10-90 % of rounds", "parity")
+_COLUMNS = {
+    "contest": 46,
+    "contestant": 22,
+    "median ms": 10,
+    "GFLOP/s": 14,
+    "time / ours": 12,
+    "10-90 % of rounds": 18,
+    "parity": 0,
+}
 
 
-def rows(result: Result) -> list[tuple[str, ...]]:
-    """Lines of the table: one a contestant, ours first."""
-    lines = []
+def header() -> str:
+    """The first two lines of the table."""
+    return _line(list(_COLUMNS)) + "\n" + "-" * (sum(_COLUMNS.values()) + 30)
+
+
+def lines(result: Result, peak: float | None = None) -> str:
+    """Lines of the table, one a contestant, ours first; GFLOP/s with its share of `peak` (FLOP/s) where that is known."""
+    told = []
     for name in result.seconds:
-        milliseconds = f"{1e3 * result.median(name):,.1f} ms"
-        if name == result.ours:
-            lines.append((result.name, name, milliseconds, "", f"{len(result.seconds[name])} rounds", result.parity))
-        else:
+        median = result.median(name)
+        speed = f"{result.flops / median / 1e9:,.0f}" if result.flops else ""
+        if result.flops and peak:
+            speed += f" ({result.flops / median / peak:.0%})"
+        cells = [
+            result.name,
+            name,
+            f"{1e3 * median:,.1f}",
+            speed,
+            "1",
+            f"{len(result.seconds[name])} rounds",
+            result.parity,
+        ]
+        if name != result.ours:
             low, high = result.spread(name)
-            lines.append(("", name, milliseconds, f"{result.ratio(name):.2f}x", f"{low:.2f}-{high:.2f}", ""))
-    return lines
+            cells = ["", *cells[1:4], f"{result.ratio(name):.2f}", f"{low:.2f}-{high:.2f}", ""]
+        told.append(_line(cells))
+    return "\n".join(told)
 
 
-def table(lines: Sequence[Sequence[str]], header: Sequence[str] = HEADER) -> str:
-    """Columns as wide as they need to be."""
-    widths = [max(len(line[column]) for line in [header, *lines]) for column in range(len(header))]
-    full = [header, ["-" * width for width in widths], *lines]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in full)
+def _line(cells: Sequence[str]) -> str:
+    return " ".join(cell.ljust(width) for cell, width in zip(cells, _COLUMNS.values(), strict=True)).rstrip()
 
 
 def write_json(path: Path, facts: dict[str, str], results: Sequence[Result]) -> None:
     """Every single time, for whoever wants to look again."""
-    contests = [{"name": r.name, "parity": r.parity, "seconds": r.seconds} for r in results]
+    contests = [{"name": r.name, "parity": r.parity, "flops": r.flops, "seconds": r.seconds} for r in results]
     path.write_text(json.dumps({"machine": facts, "contests": contests}, indent=1) + "\n")
 
 
