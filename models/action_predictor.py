@@ -27,6 +27,7 @@ from models.layers import (
     rescale_residual_outputs,
     run_block,
 )
+from models.linear import TokenLinear
 from models.rope import RopeLayout, RopeTables, TableCache, grid_positions
 
 
@@ -116,7 +117,7 @@ class ActionConditionedPredictor(nn.Module):
         self.config = config
         self.activation_checkpointing: Checkpointing = "none"
         width = config.predictor_embed_dim
-        self.predictor_embed = nn.Linear(config.embed_dim, width)
+        self.predictor_embed = TokenLinear(config.embed_dim, width)
         self.action_encoder = nn.Linear(config.action_embed_dim, width)
         self.state_encoder = nn.Linear(config.action_embed_dim, width)
         self.extrinsics_encoder = nn.Linear(config.action_embed_dim - 1, width)  # always there in official weights
@@ -124,7 +125,7 @@ class ActionConditionedPredictor(nn.Module):
             Block(width, config.num_heads, config.mlp_ratio) for _ in range(config.depth)
         )
         self.predictor_norm = nn.LayerNorm(width, eps=1e-6)
-        self.predictor_proj = nn.Linear(width, config.embed_dim)
+        self.predictor_proj = TokenLinear(width, config.embed_dim)
         self._tables = TableCache(width // config.num_heads, config.rope_layout)
         init_weights(self, config.init_std)
         rescale_residual_outputs(self.predictor_blocks)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from models.errors import ConfigError
+from models.linear import TokenLinear
 from models.rope import RopeTables, rotate
 
 Checkpointing = Literal["none", "full", "selective"]
@@ -84,8 +85,8 @@ class Attention(nn.Module):
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = TokenLinear(dim, 3 * dim)
+        self.proj = TokenLinear(dim, dim)
 
     def project(self, tokens: Tensor, rope: RopeTables | None) -> tuple[Tensor, Tensor, Tensor]:
         """tokens (B, N, D) -> query, key, value, each (B, N, heads, head_dim), the first two turned.
@@ -108,8 +109,8 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
-        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.fc1 = TokenLinear(dim, hidden_dim)
+        self.fc2 = TokenLinear(hidden_dim, dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(tokens)))
@@ -161,6 +162,7 @@ _KEPT = frozenset(
         torch.ops.aten._scaled_dot_product_cudnn_attention.default,
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
     }
+    | ({torch.ops.mkldnn._linear_pointwise.default} if hasattr(torch.ops.mkldnn, "_linear_pointwise") else set())
 )
 
 

@@ -25,6 +25,7 @@ from models.layers import (
     rescale_residual_outputs,
     run_block,
 )
+from models.linear import TokenLinear
 from models.rope import Grid, RopeLayout, TableCache
 from models.tokenizers import modality_embeddings
 
@@ -138,12 +139,12 @@ class MaskedPredictor(nn.Module):
         self.config = config
         self.activation_checkpointing: Checkpointing = "none"
         width = config.predictor_embed_dim
-        self.predictor_embed: nn.Module = nn.Linear(config.embed_dim, width)
+        self.predictor_embed: nn.Module = TokenLinear(config.embed_dim, width)
         if config.levels > 1:
             self.predictor_embed = nn.Sequential(
-                nn.Linear(config.levels * config.embed_dim, config.embed_dim),
+                TokenLinear(config.levels * config.embed_dim, config.embed_dim),
                 nn.GELU(),
-                nn.Linear(config.embed_dim, width),
+                TokenLinear(config.embed_dim, width),
             )
         self.mask_tokens = nn.ParameterList(torch.zeros(1, 1, width) for _ in range(config.num_mask_tokens))
         self.predictor_blocks = nn.ModuleList(
@@ -151,9 +152,9 @@ class MaskedPredictor(nn.Module):
         )
         self.predictor_norm = nn.LayerNorm(width, eps=1e-6)
         outputs = config.levels * (config.out_embed_dim or config.embed_dim)
-        self.predictor_proj = nn.Linear(width, outputs)
+        self.predictor_proj = TokenLinear(width, outputs)
         if config.context_output:
-            self.predictor_proj_context = nn.Linear(width, outputs)
+            self.predictor_proj_context = TokenLinear(width, outputs)
         if config.modality_embeddings:
             self.img_mod_embed, self.video_mod_embed = modality_embeddings(width)
         self._tables = TableCache(width // config.num_heads, config.rope_layout, config.rope_reference)
