@@ -111,7 +111,7 @@ def half_step_contest(setting: Setting, official: Path | None, device: str, comp
 
 
 def _compiled_step(subject: Subject) -> tuple[nn.Module, Callable[[], Tensor]]:
-    student = JEPA(twin(subject.encoder), twin(subject.predictor), [0, 0])
+    student = JEPA(twin(subject.encoder), twin(subject.predictor), 2)
     teacher = twin(subject.target_encoder)
     compile_blocks(student)
     compile_blocks(teacher)

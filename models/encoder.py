@@ -157,7 +157,7 @@ def check_rope_reference(reference: int | None) -> None:
 
 
 def check_token_ids(token_ids: Tensor, batch: int, tokens: int, name: str) -> None:
-    """Raise ShapeError unless token_ids is (batch, K) int64 with values in [0, tokens), none twice in a row."""
+    """Raise ShapeError unless token_ids is (batch, K) int64 with values in [0, tokens)."""
     if token_ids.dim() != 2 or token_ids.shape[0] != batch or token_ids.dtype != torch.int64:
         raise ShapeError(
             f"{name} must name the tokens of every sample",
@@ -174,13 +174,6 @@ def check_token_ids(token_ids: Tensor, batch: int, tokens: int, name: str) -> No
                 expected=f"ids from 0 to {tokens - 1}",
                 found=f"{low} to {high}",
                 remedy="Draw the mask for the grid of this video.",
-            )
-        if token_ids.sort(dim=1).values.diff(dim=1).eq(0).any():
-            raise ShapeError(
-                f"{name} names a token twice",
-                expected="every id once in a row",
-                found="repeated ids",
-                remedy="Cut rows to a common length instead of padding them with repeats.",
             )
 
 

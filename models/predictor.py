@@ -187,7 +187,7 @@ class MaskedPredictor(nn.Module):
         contexts, contexts_at, targets_at = (_as_list(value) for value in (context_tokens, context_ids, target_ids))
         if modality not in ("video", "image"):
             raise ShapeError("Unknown modality", expected="video or image", found=str(modality))
-        choices = self._mask_choices(mask_token, len(contexts))
+        choices = self.mask_choices(mask_token, len(contexts))
         self._check(contexts, contexts_at, targets_at, choices, grid)
 
         context_sizes = [context.shape[1] for context in contexts]
@@ -218,8 +218,8 @@ class MaskedPredictor(nn.Module):
             return predicted
         return predicted, read_out(self.predictor_proj_context, pieces[0::2], context_sizes)
 
-    def _mask_choices(self, mask_token: int | Sequence[int], groups: int) -> list[int]:
-        """Index of the mask token of every group."""
+    def mask_choices(self, mask_token: int | Sequence[int], groups: int) -> list[int]:
+        """Which mask token each of so many groups gets, before the modulo; see forward."""
         if not isinstance(mask_token, int):
             return list(mask_token)
         if self.config.mask_token_policy == "per_strategy":

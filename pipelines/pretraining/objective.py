@@ -18,16 +18,15 @@ from pipelines.pretraining.masks import Masks
 class JEPA(nn.Module):
     """The student: encoder and predictor as the one module an engine trains.
 
-    `mask_tokens` is the predictor's token of each strategy: all 0 in upstream's training ("shared"). Tokens that no
-    strategy uses take no gradient, so no optimizer decays them.
+    Mask tokens that none of the `strategies` uses, by the predictor's policy, take no gradient, so no optimizer decays
+    them.
     """
 
-    def __init__(self, encoder: VideoEncoder, predictor: MaskedPredictor, mask_tokens: Sequence[int]) -> None:
+    def __init__(self, encoder: VideoEncoder, predictor: MaskedPredictor, strategies: int) -> None:
         super().__init__()
         self.encoder = encoder
         self.predictor = predictor
-        self.mask_tokens = list(mask_tokens)
-        used = {choice % len(predictor.mask_tokens) for choice in self.mask_tokens}
+        used = {choice % len(predictor.mask_tokens) for choice in predictor.mask_choices(0, strategies)}
         for number, token in enumerate(predictor.mask_tokens):
             token.requires_grad_(number in used)
 
@@ -38,7 +37,7 @@ class JEPA(nn.Module):
         config = self.encoder.config
         grid = (video.shape[2] // config.tubelet_size, *(side // config.patch_size for side in video.shape[3:]))
         context_tokens = self.encoder(video, context_ids)
-        return list(self.predictor(context_tokens, context_ids, target_ids, self.mask_tokens, grid))
+        return list(self.predictor(context_tokens, context_ids, target_ids, grid=grid))
 
 
 @torch.no_grad()

@@ -60,11 +60,11 @@ def build_student(recipe: Recipe, height: int, width: int, frames: int) -> JEPA:
     shapes: dict[str, Any] = {"img_size": (height, width), "num_frames": frames}
     encoder = EncoderConfig(**recipe.encoder.model_dump(), **shapes)
     inherited: dict[str, Any] = {name: getattr(encoder, name) for name in ("patch_size", "tubelet_size", "rope_layout")}
-    predictor = PredictorConfig(embed_dim=encoder.embed_dim, **recipe.predictor.model_dump(), **shapes, **inherited)
+    inherited |= {"embed_dim": encoder.embed_dim, "mask_token_policy": recipe.pretraining.mask_token}
+    predictor = PredictorConfig(**recipe.predictor.model_dump(), **shapes, **inherited)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stable_seed("init", recipe.seed))
-        tokens = [number if recipe.pretraining.mask_token == "per_strategy" else 0 for number in range(len(recipe.pretraining.masks))]
-        return JEPA(VideoEncoder(encoder), MaskedPredictor(predictor), tokens)
+        return JEPA(VideoEncoder(encoder), MaskedPredictor(predictor), len(recipe.pretraining.masks))
 
 
 def run(spec: Spec, stop: StopRequest) -> None:

@@ -183,7 +183,7 @@ def test_unreadable_video_is_refused(encoder: VideoEncoder, shape: tuple[int, ..
 
 @pytest.mark.parametrize(
     "bad",
-    [ids([0, 8], [0, 1]), ids([-1, 0], [0, 1]), ids([0, 1]), ids([0, 1], [0, 1]).int(), ids([0, 1], [2, 2]), []],
+    [ids([0, 8], [0, 1]), ids([-1, 0], [0, 1]), ids([0, 1]), ids([0, 1], [0, 1]).int(), []],
 )
 def test_bad_token_ids_are_refused(encoder: VideoEncoder, video: Tensor, bad: Tensor) -> None:
     with pytest.raises(ShapeError, match="token_ids"):

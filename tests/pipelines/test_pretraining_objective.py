@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -30,7 +31,7 @@ def official() -> tuple[dict[str, torch.Tensor], dict, JEPA, torch.nn.Module]:
     encoder_config, predictor_config = EncoderConfig.from_dict(config["encoder"]), PredictorConfig.from_dict(config["predictor"])
     read = {name: load_file(GOLDEN / f"pretrain_{name}.weights.safetensors") for name in ("encoder", "predictor", "target_encoder")}
     student = JEPA(
-        from_official("encoder", read["encoder"], encoder_config), from_official("predictor", read["predictor"], predictor_config), [0, 0]
+        from_official("encoder", read["encoder"], encoder_config), from_official("predictor", read["predictor"], predictor_config), 2
     )
     return values, config, student, make_target(from_official("encoder", read["target_encoder"], encoder_config))
 
@@ -79,7 +80,7 @@ def small() -> JEPA:
     shape = {"img_size": (32, 32), "num_frames": 4}
     encoder = VideoEncoder(EncoderConfig(embed_dim=24, depth=1, num_heads=2, **shape))  # type: ignore[arg-type]
     predictor = MaskedPredictor(PredictorConfig(embed_dim=24, predictor_embed_dim=12, depth=1, num_heads=2, **shape))  # type: ignore[arg-type]
-    return JEPA(encoder, predictor, [0, 0])
+    return JEPA(encoder, predictor, 2)
 
 
 def test_target_takes_no_gradient_and_unused_mask_tokens_are_frozen() -> None:
@@ -91,7 +92,8 @@ def test_target_takes_no_gradient_and_unused_mask_tokens_are_frozen() -> None:
     assert all(value.grad is None for value in target.parameters())
     without = [name for name, value in student.named_parameters() if value.grad is None]
     assert without == ["predictor.mask_tokens.1"] and not student.predictor.mask_tokens[1].requires_grad
-    per_strategy = JEPA(student.encoder, student.predictor, [0, 1])
+    own = MaskedPredictor(dataclasses.replace(student.predictor.config, mask_token_policy="per_strategy"))
+    per_strategy = JEPA(student.encoder, own, 2)
     assert all(token.requires_grad for token in per_strategy.predictor.mask_tokens)
 
 
