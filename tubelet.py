@@ -175,6 +175,7 @@ def build_app():  # type: ignore[no-untyped-def]
         image_size: int | None = typer.Option(None, "--image-size", help="Pixels the weights were made for, where the file does not tell; 256 for most."),
         heads: int | None = typer.Option(None, "--heads", help="Attention heads of an encoder of no released size."),
         predictor_heads: int | None = typer.Option(None, "--predictor-heads", help="Attention heads of a predictor of no released size."),
+        probe_heads: int | None = typer.Option(None, "--probe-heads", help="Attention heads of a probe of no released size."),
         overwrite: bool = typer.Option(False, "--overwrite", help="Replace files that exist."),
         store: Path | None = store_option,
     ) -> None:
@@ -185,7 +186,7 @@ def build_app():  # type: ignore[no-untyped-def]
         from pipelines.weights.locate import locate
         from pipelines.weights.parts import Hints
 
-        hints = Hints(heads=heads, predictor_heads=predictor_heads, image_size=image_size)
+        hints = Hints(heads=heads, predictor_heads=predictor_heads, probe_heads=probe_heads, image_size=image_size)
         typer.echo(converted_text(convert(Conversion(
             source=locate(checkpoint, store_folder(store)), destination=destination, to=to, parts=tuple(part), hints=hints, overwrite=overwrite
         ))))  # fmt: skip

@@ -16,6 +16,7 @@ from pipelines.features.windows import RejectedVideo, Window, windows_of
 
 SILENCE_S = 120.0  # a decoder that gives no frame for so long hangs on a damaged file
 _TICK_S = 0.5
+_FAREWELL_S = 10.0
 
 
 class _Stopped(Exception):
@@ -103,3 +104,5 @@ def windows_of_all(
     finally:
         for _, decoder in crew:
             decoder.stop()
+        for _, decoder in crew:
+            decoder.join(_FAREWELL_S)  # a thread that comes back from native code while Python ends would abort it

@@ -166,7 +166,7 @@ class FileOutput(Output):
 
     def __init__(self, path: Path, description: dict[str, Any], settings: FeatureSettings, file_format: FileFormat) -> None:
         super().__init__(description, settings, file_format)
-        self.path, self.beside = path, path.with_suffix(".json")
+        self.path, self.beside = path, path.with_name(f"{path.name}.json")
         self._found: dict[str, Any] = _read_json(self.beside) if self.beside.exists() else {}
         if self._found:
             self._insist_on_same(self._found, path)

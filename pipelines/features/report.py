@@ -16,7 +16,7 @@ def outcome_text(outcome: Outcome) -> str:
     if outcome.skipped:
         lines.append(f"{_count(outcome.skipped, 'video')} had features with these settings already")
     if outcome.filled:
-        lines.append(f"{_count(outcome.filled, 'window')} at an end of a video repeat its last frame (column filled says how often)")
+        lines.append(f"{_count(outcome.filled, 'window')} longer than what was left of the video: the last frame repeated (filled says how often)")
     if outcome.others:
         lines.append(f"{_count(len(outcome.others), 'file')} left alone, not videos by name: {named(outcome.others)}")
     if outcome.rejected:
@@ -41,7 +41,7 @@ def _files(outcome: Outcome) -> list[str]:
     shape = f"({', '.join(['window', *axes])}) = (W, {', '.join(map(str, outcome.shape))})"
     content = f"{settings.stored} {shape}" if outcome.file_format == "npy" else f"one row a {'tubelet' if settings.pool == 'frame' else 'window'}, {settings.stored}"
     if outcome.out.suffix:
-        return [f"  {outcome.out.name}  {content}", f"  {outcome.out.with_suffix('.json').name}  weights, settings, and the times of each window"]
+        return [f"  {outcome.out.name}  {content}", f"  {outcome.out.name}.json  weights, settings, and the times of each window"]
     return [
         f"  features/<video>.{outcome.file_format}  {content}",
         "  index.parquet   video, file, window, start_s, end_s, filled", "  features.json   weights with digest, preprocessing, settings, versions",

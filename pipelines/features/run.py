@@ -18,7 +18,7 @@ from pipelines.features.encoding import default_batch
 from pipelines.features.files import FileFormat
 from pipelines.features.output import FORMAT, open_output
 from pipelines.features.settings import FeatureSettings, settings_for, size_of
-from pipelines.features.sources import find_videos
+from pipelines.features.sources import Request, find_videos
 from pipelines.features.work import Outcome, Work
 from pipelines.store import disk_error
 from pipelines.weights.locate import locate
@@ -62,19 +62,30 @@ def extract_features(request: FeatureRequest) -> Outcome:
         raise InputError("bf16 is for GPUs", expected="a CUDA device (a CPU is slower in bf16 than in fp32)", found=_device(request.device).type, remedy="Leave out --precision.")
     description = describe(request, path, encoder, settings, file_format)
     encoder.to(_device(request.device)).eval()
+    try:
+        return _write(request, out, description, encoder, settings, file_format, videos)
+    except OSError as error:
+        full = disk_error(error, out.absolute())
+        if full is not None and "full" in full.problem:
+            raise full from error
+        raise InputError(f"{out} cannot be written", expected="a place where files can be made", found=str(error), remedy="Choose another --out.") from error
+
+
+def _write(
+    request: FeatureRequest, out: Path, description: dict[str, Any], encoder: VideoEncoder, settings: FeatureSettings,
+    file_format: FileFormat, videos: Request,
+) -> Outcome:  # fmt: skip
     output = open_output(out, description, settings, file_format)
     outcome = Outcome(out, file_format, settings, videos.others, output.rejected)
-    waiting = [video for video in videos.videos if not output.is_done(video)]
-    outcome.skipped = len(videos.videos) - len(waiting)
     try:
+        waiting = [video for video in videos.videos if not output.is_done(video)]
+        outcome.skipped = len(videos.videos) - len(waiting)
         if waiting:
             _say_what_begins(request, encoder, settings, len(waiting))
             batch = request.batch or default_batch(encoder, settings)
             Work(encoder, settings, output, outcome).through(waiting, batch, request.workers)
     except KeyboardInterrupt:
         outcome.stopped = True
-    except OSError as error:
-        raise disk_error(error, out) or error from error
     finally:
         output.close()
     return outcome

@@ -125,7 +125,7 @@ def _windows(path: Path, settings: FeatureSettings, clock: _Elapsed, beat: Calla
             raise RejectedVideo(path, Reject.DECODE_ERROR, f"time stamps jump back from {float(clock.now):.2f} to {float(now):.2f} s")
         if limit is not None and now >= limit and picture is not None:
             yield from sampler.show(picture, limit, limit)
-            yield from sampler.finish(limit)
+            yield from sampler.finish(picture, limit)
             return
         if picture is not None:
             yield from sampler.show(picture, now - tolerance)
@@ -140,7 +140,7 @@ def _windows(path: Path, settings: FeatureSettings, clock: _Elapsed, beat: Calla
     if limit is not None:
         end = min(end, limit)
     yield from sampler.show(picture, end, end)
-    yield from sampler.finish(end)
+    yield from sampler.finish(picture, end)
 
 
 class _Picture:
@@ -192,12 +192,15 @@ class _Sampler:
             else:
                 self.waiting.append(window)
 
-    def finish(self, end: Fraction) -> Iterator[Window]:
-        """The window that the end of the video cut short, if it has more than one tubelet that no window before it has."""
+    def finish(self, picture: _Picture, end: Fraction) -> Iterator[Window]:
+        """The window that the end of the video cut short, if it has more than one tubelet that no window before it has.
+
+        The video's last picture fills it up, as in upstream's loader.
+        """
         for window in list(self.waiting)[:1]:
             covered = max(window.start, window.start - self.stride + self.length * self.step)
             if window.number == 0 or covered + self.slack < end:
-                yield self._close(window, end)
+                yield self._close(window, end, picture.prepared)
 
     def _fill(self, window: _Open, picture: _Picture, until: Fraction) -> None:
         while len(window.pictures) < self.length and window.start + len(window.pictures) * self.step < until:
@@ -207,10 +210,10 @@ class _Sampler:
         full = len(window.pictures) == self.length
         return full and (end is not None or window.start + self.length * self.step <= until)
 
-    def _close(self, window: _Open, end: Fraction | None) -> Window:
+    def _close(self, window: _Open, end: Fraction | None, filling: Tensor | None = None) -> Window:
         filled = self.length - len(window.pictures)
         full_end = window.start + self.length * self.step
         return Window(
             window.number, float(window.start), float(full_end if end is None else min(end, full_end)), filled,
-            torch.cat(window.pictures + window.pictures[-1:] * filled, dim=1),
+            torch.cat([*window.pictures, *([] if filling is None else [filling] * filled)], dim=1),
         )  # fmt: skip

@@ -202,13 +202,12 @@ def _kind(module: nn.Module) -> str:
 
 def _untold(name: str, module: nn.Module) -> list[str]:
     """What the official layout, which has no configuration, would make a reader believe of this part that is not so."""
-    config, kind = module.config, _kind(module)
-    heads = {"num_heads": config.num_heads} if kind != "probe" else {}  # type: ignore[union-attr]
-    told = infer_config(kind, to_official(module), name, **heads).to_dict()  # type: ignore[arg-type]
+    config, kind, tensors = module.config, _kind(module), to_official(module)
+    told = infer_config(kind, tensors, name, num_heads=config.num_heads).to_dict()  # type: ignore[union-attr]
     try:
-        infer_config(kind, to_official(module), name)
+        infer_config(kind, tensors, name)
     except WeightsError:
-        told.pop("num_heads")
+        del told["num_heads"]
     true = config.to_dict()  # type: ignore[union-attr, operator]
     wrong = [f"{field_name} {value}" for field_name, value in true.items() if field_name != "init_std" and told.get(field_name) != value]
     return [f"{name}: the official layout does not tell {', '.join(wrong)}; give this to whoever reads the file"] if wrong else []

@@ -10,7 +10,7 @@ from typing import Any
 from models.encoder import ENCODER_SIZES
 from models.weights import Inspection, PartInspection
 from pipelines.weights.convert import Converted
-from pipelines.weights.options import as_options
+from pipelines.weights.options import HEADS, as_options
 
 
 def inspection_text(inspection: Inspection) -> str:
@@ -106,7 +106,7 @@ def _details(part: PartInspection) -> list[str]:
     if part.ignored:
         lines.append(f"  ignored   {', '.join(part.ignored)}")
     if lacks_heads(part):
-        return [*lines, f"  config    the number of attention heads is not in the file: {_heads_option(part)} N says it"]
+        return [*lines, f"  config    the number of attention heads is not in the file: {HEADS[part.kind]} N says it"]
     lines += [f"  PROBLEM   {as_options(problem, part.kind)}" for problem in part.problems] or ["  problems  none"]
     return lines
 
@@ -114,10 +114,6 @@ def _details(part: PartInspection) -> list[str]:
 def lacks_heads(part: PartInspection) -> bool:
     """Whether the one thing missing is what no official file of an unreleased size tells."""
     return len(part.problems) == 1 and "attention heads" in part.problems[0] and "num_heads" in part.problems[0]
-
-
-def _heads_option(part: PartInspection) -> str:
-    return "--heads" if part.kind == "encoder" else "--predictor-heads"
 
 
 def _telling_fields(config: Any) -> dict[str, Any]:
@@ -139,7 +135,7 @@ def _next(inspection: Inspection) -> list[str]:
     if not usable:
         return ["nothing can be loaded from it; see the problems above"]
     choice = f" --part {'|'.join(part.name for part in encoders)}" if len(encoders) > 1 else ""
-    options = "".join(f" {option} N" for option in sorted({_heads_option(part) for part in usable if lacks_heads(part)}))
+    options = "".join(f" {option} N" for option in sorted({HEADS[part.kind] for part in usable if lacks_heads(part)}))
     lines = [f"tubelet features {inspection.path} VIDEO_OR_FOLDER{choice}{' --heads N' if '--heads' in options else ''}"] if encoders else []
     targets = {"official": ("huggingface", "tubelet"), "huggingface": ("tubelet", "official"), "tubelet": ("huggingface", "official")}[inspection.layout]
     for target in targets:

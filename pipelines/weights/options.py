@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 from models.errors import ConfigError, WeightsError
 
+HEADS = {"encoder": "--heads", "predictor": "--predictor-heads", "action_predictor": "--predictor-heads", "probe": "--probe-heads"}
+"""The option that tells the attention heads of a part, by its kind: shapes do not."""
 _WORDS = (("part=", "--part"), ("Pass num_heads", "Pass --heads"), ("img_size=(384, 384)", "--image-size 384"))
 
 
@@ -14,7 +16,7 @@ def as_options(text: str, kind: str = "encoder") -> str:
     """The text about a part of this kind with options in place of arguments."""
     for argument, option in _WORDS:
         text = text.replace(argument, option)
-    return text if kind == "encoder" else text.replace("Pass --heads", "Pass --predictor-heads")
+    return text.replace("Pass --heads", f"Pass {HEADS.get(kind, '--heads')}")
 
 
 @contextlib.contextmanager

@@ -23,15 +23,16 @@ _WHOLE = ""
 
 @dataclass(frozen=True, kw_only=True)
 class Hints:
-    """What shapes do not tell, for weights of no released size: heads of the encoder and predictor, pixels they were made for."""
+    """What shapes do not tell, for weights of no released size: attention heads, and the pixels they were made for."""
 
     heads: int | None = None
     predictor_heads: int | None = None
+    probe_heads: int | None = None
     image_size: int | None = None
 
     def given(self, kind: str) -> dict[str, Any]:
         """The fields to pass to `infer_config` for a part of this kind."""
-        heads = self.heads if kind == "encoder" else self.predictor_heads if kind.endswith("predictor") else None
+        heads = {"encoder": self.heads, "probe": self.probe_heads}.get(kind, self.predictor_heads)
         given: dict[str, Any] = {} if heads is None else {"num_heads": heads}
         if self.image_size is not None and kind != "probe":
             given["img_size"] = (self.image_size, self.image_size)
