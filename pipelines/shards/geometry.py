@@ -6,7 +6,6 @@ stretch of samples, in whatever order and on however many ranks, reads the same 
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,8 +16,8 @@ from pipelines.identity import stable_seed
 from pipelines.recipes import Phase
 from pipelines.shards.index import ShardIndex
 
-WORDS = 32  # per sample; 4 + 2 * CROP_ATTEMPTS + 2 are used
-CROP_ATTEMPTS = 10  # as upstream's random-resized-crop
+WORDS = 32  # per sample; 4 + CROP_WORDS are used
+CROP_WORDS = 22  # uniforms of models.preprocessing.training_box
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ class Draw:
 
 @dataclass(frozen=True)
 class Draws:
-    """Samples `first` .. `first + n - 1` as columns of length n; `words` is (n, 2 * CROP_ATTEMPTS + 2)."""
+    """Samples `first` .. `first + n - 1` as columns of length n; `words` is (n, CROP_WORDS)."""
 
     row: np.ndarray
     start_s: np.ndarray
@@ -120,33 +119,13 @@ def draws(index: ShardIndex, geometry: ClipGeometry, seed: int, phase: str, firs
     span = np.where(static, 0.0, span)
     start = index.first_s[row] + uniforms[:, 1] * (extent - span)
     step = span / max(geometry.frames - 1, 1)
-    words = uniforms[:, 4 : 4 + 2 * CROP_ATTEMPTS + 2]
+    words = uniforms[:, 4 : 4 + CROP_WORDS]
     return Draws(row, start, step, static, uniforms[:, 3] < geometry.flip, words)
 
 
 def draw(index: ShardIndex, geometry: ClipGeometry, seed: int, phase: str, global_sample: int, salt: int = 0) -> Draw:
     """Sample `global_sample` alone: equal to the same row of any `draws` that covers it."""
     return draws(index, geometry, seed, phase, global_sample, 1, salt)[0]
-
-
-def crop_box(words: np.ndarray, height: int, width: int, geometry: ClipGeometry) -> tuple[int, int, int, int]:
-    """Random-resized-crop box (top, left, height, width) in px of a `height` x `width` clip, one for all its frames.
-
-    As upstream: ten tries at (area, aspect), the first that fits is placed uniformly; when none fits, the largest
-    centred box whose aspect lies in range.
-    """
-    (low_scale, high_scale), (low_aspect, high_aspect) = geometry.crop_scale, geometry.crop_aspect
-    for attempt in range(CROP_ATTEMPTS):
-        area = height * width * (low_scale + (high_scale - low_scale) * words[2 * attempt])
-        aspect = math.exp(math.log(low_aspect) + (math.log(high_aspect) - math.log(low_aspect)) * words[2 * attempt + 1])
-        box_height, box_width = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
-        if 0 < box_height <= height and 0 < box_width <= width:
-            top = int(words[-2] * (height - box_height + 1))
-            left = int(words[-1] * (width - box_width + 1))
-            return top, left, box_height, box_width
-    aspect = min(max(width / height, low_aspect), high_aspect)
-    box_height, box_width = min(height, max(1, round(width / aspect))), min(width, max(1, round(height * aspect)))
-    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 
 def nearest_frames(times_s: np.ndarray, wanted_s: np.ndarray) -> np.ndarray:

@@ -14,9 +14,10 @@ import cv2
 import numpy as np
 import torch
 
+from models.preprocessing import training_box
 from pipelines.errors import InputError
 from pipelines.shards.decode import DecodedClip, DecodeFailure, decode_clip
-from pipelines.shards.geometry import ClipGeometry, Draw, crop_box, draw, draws, nearest_frames
+from pipelines.shards.geometry import ClipGeometry, Draw, draw, draws, nearest_frames
 from pipelines.shards.index import ShardError, ShardIndex
 
 logger = logging.getLogger("tubelet.shards")
@@ -123,7 +124,7 @@ class ClipLoader:
             sample, clip = self._resolve(first + item, drawn[item])
             clip_ids.append(self._clip_ids[sample.row])
             flips[item] = sample.flip
-            boxes[item] = crop_box(sample.words, clip.height, clip.width, shape)
+            boxes[item] = training_box(clip.height, clip.width, sample.words.tolist(), shape.crop_scale, shape.crop_aspect)
             chosen = nearest_frames(clip.times_s, sample.times_s(shape.frames))
             times[item] = clip.times_s[chosen]
             _render(clip, chosen, boxes[item], sample.flip, video[item])

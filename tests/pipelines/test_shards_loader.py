@@ -14,9 +14,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.preprocessing import training_box
 from pipelines import schemas
 from pipelines.errors import InputError
-from pipelines.shards.geometry import CROP_ATTEMPTS, ClipGeometry, crop_box, draw, draws, nearest_frames
+from pipelines.shards.geometry import ClipGeometry, draw, draws, nearest_frames
 from pipelines.shards.index import INDEX_FILE, ShardError, ShardIndex
 from pipelines.shards.loader import Batch, ClipLoader
 
@@ -151,22 +152,9 @@ def test_frames_shown_are_those_at_the_reported_times(made_shards: Path) -> None
             np.testing.assert_allclose(levels, 20 + 3 * numbers, atol=1.4)
 
 
-@given(
-    words=st.lists(st.floats(0, 1, exclude_max=True), min_size=2 * CROP_ATTEMPTS + 2, max_size=2 * CROP_ATTEMPTS + 2),
-    height=st.integers(2, 400), width=st.integers(2, 400),
-    scale=st.tuples(st.floats(0.05, 2.0), st.floats(0.05, 2.0)), aspect=st.tuples(st.floats(0.2, 4.0), st.floats(0.2, 4.0)),
-)  # fmt: skip
-@settings(max_examples=200, deadline=None)
-def test_crop_boxes_lie_in_the_frame(words: list[float], height: int, width: int, scale: tuple, aspect: tuple) -> None:
-    geometry = ClipGeometry(2, 1, 8, 8, crop_scale=tuple(sorted(scale)), crop_aspect=tuple(sorted(aspect)))
-    top, left, box_height, box_width = crop_box(np.array(words), height, width, geometry)
-    assert top >= 0 and left >= 0 and box_height >= 1 and box_width >= 1
-    assert top + box_height <= height and left + box_width <= width
-
-
 def test_boxes_of_the_default_recipe_keep_to_their_ranges(made_shards: Path) -> None:
     drawn = draws(ShardIndex(made_shards), GEOMETRY, 0, "p", 0, 2000)
-    boxes = np.array([crop_box(words, 112, 150, GEOMETRY) for words in drawn.words])
+    boxes = np.array([training_box(112, 150, words, GEOMETRY.crop_scale, GEOMETRY.crop_aspect) for words in drawn.words])
     share, aspect = boxes[:, 2] * boxes[:, 3] / (112 * 150), boxes[:, 3] / boxes[:, 2]
     assert share.min() >= 0.29 and share.max() <= 1.0 and aspect.min() >= 0.73 and aspect.max() <= 1.37
     assert np.ptp(boxes[:, 0]) > 20 and np.ptp(boxes[:, 1]) > 40
