@@ -28,6 +28,7 @@ _PICKLED = (".pt", ".pth", ".tar", ".bin", ".ckpt")
 _SHARD_INDEX = ".index.json"
 _FOLDER_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in the order transformers itself looks
 _WHOLE = ""
+_NEVER_IN_TEXT = frozenset(range(9)) | frozenset(range(14, 27))
 
 PART_MEANINGS = {
     "encoder": "the student encoder as trained last, which PyTorch Hub and Hugging Face publish for 2.0",
@@ -265,9 +266,10 @@ def _read_pickled(path: Path) -> Any:
         raise WeightsError(
             f"{path} cannot be read as weights",
             expected="a checkpoint of plain tensors (weights_only)",
-            found=_sniffed(path)
-            or (f"a pickle that wants to run {code.group(1)}; nothing was run" if code else "")
-            or (str(error).splitlines()[0] if str(error) else type(error).__name__),
+            found=(f"a pickle that wants to run {code.group(1)}; nothing was run" if code else "")
+            or _sniffed(path)
+            or ("no checkpoint of torch" if "weights_only" in str(error) else str(error).partition("\n")[0])
+            or type(error).__name__,
             remedy="Take a file that holds tensors only, from a source you trust."
             if code
             else "Download it again, or take a file that holds tensors only.",
@@ -287,6 +289,8 @@ def _sniffed(path: Path) -> str:
         return "a Git LFS pointer, so the download stopped at the pointer"
     if head.startswith(b"pk\x03\x04") and not zipfile.is_zipfile(path):
         return "the beginning of a checkpoint whose end is cut off"
+    if head and not set(head) & _NEVER_IN_TEXT:
+        return "a text file"
     return "" if head else "an empty file"
 
 

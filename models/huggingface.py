@@ -24,6 +24,7 @@ from models.huggingface_names import (
     configs_from_foreign,
     foreign_names,
 )
+from models.module_files import as_readable_as
 from models.predictor import MaskedPredictor
 from models.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from models.probes import AttentiveProbe
@@ -183,8 +184,9 @@ def to_huggingface(module: VideoEncoder | VJEPA2, folder: Path | str, image_size
     }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     _write_json(folder / "config.json", settings)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    as_readable_as(folder / "model.safetensors", folder / "config.json")
     _write_json(folder / "video_preprocessor_config.json", _preprocessing(image_size))
     return folder
 

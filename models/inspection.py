@@ -153,12 +153,17 @@ def _inspect_official(checkpoint: Checkpoint, name: str, tensors: Mapping[str, T
         ignored = (*(key for key in bare if key in IGNORED_KEYS), *entries)
         kept = {key: value for key, value in bare.items() if key not in IGNORED_KEYS}
         given = _released_input(checkpoint, tensors) if kind == "encoder" else {}
-        config = infer_config(kind, bare, name, **given)
-        module_class = next(module for module, config_class in KINDS[kind] if isinstance(config, config_class))
-        found = key_problems(module_shapes(empty_module(module_class, config)), kept)
-        problems = [f"{label}: {listed(keys)}" for label, keys in found]
+        try:
+            shaped = config = infer_config(kind, bare, name, **given)
+        except WeightsError as error:
+            problems.append(str(error))
+            shaped = infer_config(kind, bare, name, **given, num_heads=1)  # no shape depends on the number of heads
+        module_class = next(module for module, config_class in KINDS[kind] if isinstance(shaped, config_class))
+        found = key_problems(module_shapes(empty_module(module_class, shaped)), kept)
+        problems += [f"{label}: {listed(keys)}" for label, keys in found]
     except TubeletError as error:
-        problems.append(str(error))
+        if str(error) not in problems:
+            problems.append(str(error))
     return _part(name, kind, tensors, config, ignored, problems)
 
 

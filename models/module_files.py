@@ -52,11 +52,17 @@ def save_module(module: nn.Module, folder: Path | str, name: str) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.safetensors"
-    save_file({key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}, path)
     config = module.config
     description = {"format": _FORMAT, "class": class_name, "config": config.to_dict()}  # type: ignore[operator, union-attr]
     path.with_suffix(".json").write_text(json.dumps(description, indent=2, sort_keys=True) + "\n")
+    save_file({key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}, path)
+    as_readable_as(path, path.with_suffix(".json"))
     return path
+
+
+def as_readable_as(path: Path, other: Path) -> None:
+    """Give a file another one's permissions: safetensors writes files that only their owner may read."""
+    path.chmod(other.stat().st_mode & 0o777)
 
 
 def load_module(folder: Path | str, name: str) -> Any:
