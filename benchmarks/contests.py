@@ -76,8 +76,12 @@ def step_contest(setting: Setting, official: Path | None) -> Contest:
     student, loss = losses["ours"]
 
     def without_onednn() -> Tensor:
-        with torch.backends.mkldnn.flags(enabled=False):
+        before = torch.backends.mkldnn.enabled
+        try:
+            torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
             return loss()
+        finally:
+            torch.backends.mkldnn.enabled = before  # type: ignore[assignment]
 
     # Tells apart what the kernel of the matrix products gives, which depends on the processor, and what the rest gives.
     losses["ours, torch linears"] = (student, without_onednn)
