@@ -3,7 +3,7 @@
 Nothing here is clever, on purpose. Rotary tables are rebuilt in every layer, for queries and keys apart and for each
 axis apart, and for every head when tokens are masked; every mask group is its own pass through the patch embedding and
 all blocks; the patch convolution runs over all tokens before the kept ones are gathered; the predictor sorts its
-tokens and back again row by row. Written from the paper (arXiv 2506.09985) and a description of upstream's behaviour.
+tokens and back again row by row. Written from the paper (arXiv 2506.09985) and from what upstream's code was seen to do.
 Parameter names are those of models/, so that ``load_state_dict`` copies weights across.
 """
 

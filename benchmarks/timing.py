@@ -167,7 +167,7 @@ def plot(path: Path, facts: dict[str, str], results: Sequence[Result]) -> None:
         axes.barh(place, ratio, xerr=error, color=colours[name], height=0.7, ecolor="0.35", capsize=2)
         axes.text(0.03, place, f"{ratio:.2f}x", va="center", color="white", fontsize=8)
     axes.set_yticks(range(len(bars)), [f"{result.name} · {name}" for result, name in bars], fontsize=8)
-    axes.invert_yaxis()
+    axes.set_ylim(len(bars) - 0.4, -0.6)
     axes.axvline(1.0, color="black", linewidth=1)
     axes.set_xlabel("time, ours = 1")
     axes.set_title(", ".join(f"{key} {value}" for key, value in facts.items() if key != "instructions"), fontsize=8)
