@@ -37,14 +37,14 @@ def linear(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _takes_onednn(tokens: Tensor, weight: Tensor) -> bool:
     return bool(
-        tokens.device.type == "cpu"
+        not torch.compiler.is_compiling()  # first: the compiler cannot read what follows
+        and tokens.device.type == "cpu"
         and tokens.dtype == weight.dtype == torch.float32
         and tokens.numel() * weight.shape[0] >= _FEWEST_PRODUCTS
         and torch.backends.mkldnn.enabled
         and torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # internal to torch: without it, only speed is lost
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
     )
 
 

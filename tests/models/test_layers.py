@@ -58,6 +58,7 @@ def test_frozen_weights_and_inputs_get_no_gradient_through_onednn() -> None:
     torch.testing.assert_close(tokens.grad, layer.weight.sum(0).expand(4, -1))
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch was built without oneDNN")
 def test_large_float32_products_take_onednn_and_everything_else_does_not() -> None:
     wanted = {
         "large": (random(512, 256), torch.float32, True),
@@ -131,6 +132,7 @@ NETWORKS: dict[str, tuple[nn.Module, tuple[Any, ...]]] = {
 }
 
 
+@pytest.mark.usefixtures("always_onednn")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_blocks_compile_as_one_graph_each_and_change_no_number(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     network, inputs = NETWORKS[name]
