@@ -24,7 +24,6 @@ from models.errors import WeightsError
 Layout = Literal["official", "huggingface", "tubelet"]
 Tensors = dict[str, Tensor]
 
-_PICKLED = (".pt", ".pth", ".tar", ".bin", ".ckpt")
 _SHARD_INDEX = ".index.json"
 _FOLDER_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in the order transformers itself looks
 _WHOLE = ""

@@ -165,7 +165,8 @@ def check_token_ids(token_ids: Tensor, batch: int, tokens: int, name: str) -> No
             found=f"{tuple(token_ids.shape)} {token_ids.dtype}",
             remedy="Pass one row of kept indices per sample.",
         )
-    # Reading values on an accelerator would stall every step; there the gather itself refuses bad ids.
+    # Reading values on an accelerator would stall every step; there the gather fails on ids beyond the grid, and
+    # negative ones count from its end.
     if token_ids.device.type == "cpu" and token_ids.numel() and not torch.compiler.is_compiling():
         low, high = (int(bound) for bound in token_ids.aminmax())
         if low < 0 or high >= tokens:

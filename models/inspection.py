@@ -12,12 +12,12 @@ from torch import Tensor
 from models.assembly import empty_module, key_problems, listed, module_shapes
 from models.checkpoints import PART_MEANINGS, Checkpoint, Layout, choose_part, open_checkpoint
 from models.encoder import EncoderConfig, VideoEncoder
-from models.errors import ConfigError, TubeletError, WeightsError
+from models.errors import TubeletError, WeightsError
 from models.huggingface import describe_folder, encoder_from_huggingface
 from models.module_files import load_module, read_description
-from models.official import KINDS, from_official, infer_config, kind_of, strip_prefixes
+from models.official import KINDS, from_official, infer_config, kind_of, kind_of_class, strip_prefixes
 from models.released import RELEASED, ReleasedModel
-from models.weight_shapes import IGNORED_KEYS, known_fields, position_count
+from models.weight_shapes import IGNORED_KEYS, check_fields, position_count
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,7 @@ def load_encoder(path: Path | str, part: str | None = None, **given: Any) -> Vid
     (vitg-384.pt) gives the frames and pixels of that release. Elsewhere the stored config must agree with ``given``.
     Raises WeightsError naming the file, ConfigError for unknown fields.
     """
-    unknown = sorted(given.keys() - known_fields(EncoderConfig))
-    if unknown:
-        raise ConfigError(
-            f"EncoderConfig has no field {', '.join(unknown)}",
-            expected=", ".join(sorted(known_fields(EncoderConfig))),
-            found=", ".join(given),
-            remedy="Correct the field names.",
-        )
+    check_fields(EncoderConfig, given)
     checkpoint = open_checkpoint(path)
     if checkpoint.layout == "official":
         return _load_official_encoder(checkpoint, part, given)
@@ -109,14 +102,16 @@ def _load_official_encoder(checkpoint: Checkpoint, part: str | None, given: dict
         )
     name, tensors = choose_part(checkpoint, part, encoders)
     source = f"{checkpoint.path} part {name}" if name else str(checkpoint.path)
-    config = infer_config("encoder", tensors, source, **(_released_input(checkpoint, tensors) | given))
+    config = infer_config("encoder", tensors, source, **(released_input(checkpoint, "encoder", tensors) | given))
     return from_official("encoder", tensors, config, source)
 
 
-def _released_input(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Frames and pixels of a file that still has its released name, unless its weights tell them."""
+def released_input(checkpoint: Checkpoint, kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Frames and pixels of a part in a file that still has its released name, unless its weights tell them."""
     released = RELEASED.get(checkpoint.path.stem)
-    if released is None or position_count("encoder", strip_prefixes(tensors, str(checkpoint.path))) is not None:
+    if released is None or kind == "probe":
+        return {}
+    if position_count(kind, strip_prefixes(tensors, str(checkpoint.path))) is not None:
         return {}
     return {"img_size": (released.img_size, released.img_size), "num_frames": released.frames}
 
@@ -152,7 +147,7 @@ def _inspect_official(checkpoint: Checkpoint, name: str, tensors: Mapping[str, T
         bare = strip_prefixes(tensors, name or "these weights")
         ignored = (*(key for key in bare if key in IGNORED_KEYS), *entries)
         kept = {key: value for key, value in bare.items() if key not in IGNORED_KEYS}
-        given = _released_input(checkpoint, tensors) if kind == "encoder" else {}
+        given = released_input(checkpoint, kind, tensors)
         try:
             shaped = config = infer_config(kind, bare, name, **given)
         except WeightsError as error:
@@ -172,7 +167,7 @@ def _inspect_ours(checkpoint: Checkpoint, name: str, tensors: Mapping[str, Tenso
     config, problems, kind = None, [], "unknown"
     try:
         module_class, config = read_description(path)
-        kind = next((kind for kind, pairs in KINDS.items() if any(module_class is pair[0] for pair in pairs)), "probe")
+        kind = kind_of_class(module_class) or "probe"  # a linear probe has no official kind
         found = key_problems(module_shapes(empty_module(module_class, config)), tensors)
         problems = [f"{label}: {listed(keys)}" for label, keys in found]
     except TubeletError as error:
@@ -216,8 +211,8 @@ def _notes(checkpoint: Checkpoint, parts: Sequence[PartInspection]) -> Iterator[
         yield f"Shapes are those of the released {' or '.join(same)}; shapes do not prove the origin."
     for part in parts:
         tensors = checkpoint.parts.get(part.name, {})
-        told = position_count("encoder", strip_prefixes(tensors, part.name)) is not None
-        if checkpoint.layout == "official" and part.kind == "encoder" and part.config is not None and not told:
+        inferred = checkpoint.layout == "official" and part.kind == "encoder" and part.config is not None
+        if inferred and position_count("encoder", strip_prefixes(tensors, part.name)) is None:
             frames, (height, width) = part.config.num_frames, part.config.img_size
             yield (
                 f"{part.name or 'These weights'}: the file does not tell the frames and pixels of its training; "

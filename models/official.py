@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from models.action_predictor import ActionConditionedPredictor, ActionPredictorConfig
 from models.assembly import build_module
 from models.encoder import ENCODER_SIZES, LEVELS_2_1, EncoderConfig, VideoEncoder
-from models.errors import ConfigError, WeightsError
+from models.errors import WeightsError
 from models.predictor import MaskedPredictor, PredictorConfig
 from models.probes import AnticipationProbe, AnticipationProbeConfig, AttentiveProbe, AttentiveProbeConfig
 from models.weight_shapes import (
     IGNORED_KEYS,
+    check_fields,
     configured_value,
     contradictions,
     field_label,
@@ -90,14 +91,7 @@ def infer_config(kind: str, state_dict: Mapping[str, Tensor], source: str = "", 
     tensors = strip_prefixes(state_dict, source)
     shapes = shapes_of(tensors)
     _, config_class = _resolve_class(kind, is_anticipation(shapes))
-    unknown = sorted(given.keys() - known_fields(config_class))
-    if unknown:
-        raise ConfigError(
-            f"{config_class.__name__} has no field {', '.join(unknown)}",
-            expected=", ".join(sorted(known_fields(config_class))),
-            found=", ".join(given),
-            remedy="Correct the field names.",
-        )
+    check_fields(config_class, given)
     facts = shape_facts(kind, shapes)
     inferred = _fields(kind, facts) | _training_grid(kind, facts, tensors, config_class)
     missing = [name for name in ("embed_dim", "depth") if name not in inferred]
@@ -129,6 +123,11 @@ def infer_config(kind: str, state_dict: Mapping[str, Tensor], source: str = "", 
             remedy="Leave out fields that shapes determine, or take the weights that fit them.",
         )
     return config
+
+
+def kind_of_class(module_class: type[nn.Module]) -> str | None:
+    """Kind of official part that this class holds; None for a class without official layout, such as a linear probe."""
+    return next((kind for kind, pairs in KINDS.items() if any(module_class is pair[0] for pair in pairs)), None)
 
 
 def kind_of(keys: Mapping[str, Any]) -> str | None:

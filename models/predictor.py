@@ -70,7 +70,12 @@ class PredictorConfig:
         check_heads(self.predictor_embed_dim, self.num_heads, "predictor_embed_dim")
         check_grid_divides(self)
         if self.num_mask_tokens < 1:
-            raise ConfigError("A predictor needs a mask token", expected="num_mask_tokens >= 1", found="0")
+            raise ConfigError(
+                "A predictor needs a mask token",
+                expected="num_mask_tokens >= 1",
+                found=str(self.num_mask_tokens),
+                remedy="Released predictors have 10 (2.1: 8).",
+            )
         check_rope_reference(self.rope_reference)
         if self.levels < 1 or (self.out_embed_dim is not None and self.out_embed_dim < 1):
             raise ConfigError(

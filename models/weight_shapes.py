@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from models.assembly import Shapes
+from models.errors import ConfigError
 
 Facts = dict[str, Any]
 """Config fields that shapes determine. Three stand for others: ``mlp_hidden`` for mlp_ratio, ``level_count`` for an
@@ -106,6 +107,19 @@ def training_input(positions: int, tubelet_size: int = 2, patch_size: int = 16) 
 def known_fields(config_class: type[Any]) -> set[str]:
     """Field names of a config class."""
     return {field.name for field in fields(config_class)}
+
+
+def check_fields(config_class: type[Any], given: Mapping[str, Any]) -> None:
+    """Raise ConfigError unless every given name is a field of the config class."""
+    known = known_fields(config_class)
+    unknown = sorted(given.keys() - known)
+    if unknown:
+        raise ConfigError(
+            f"{config_class.__name__} has no field {', '.join(unknown)}",
+            expected=", ".join(sorted(known)),
+            found=", ".join(given),
+            remedy="Correct the field names.",
+        )
 
 
 def _encoder_facts(shapes: Shapes) -> Facts:

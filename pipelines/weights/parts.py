@@ -10,10 +10,11 @@ from typing import Any
 from torch import nn
 
 from models.checkpoints import PART_MEANINGS, Checkpoint, open_checkpoint
+from models.inspection import released_input
 from models.module_files import read_description
-from models.official import KINDS, kind_of
+from models.official import kind_of, kind_of_class
 from models.weight_shapes import IGNORED_KEYS
-from models.weights import RELEASED, from_huggingface, from_official, infer_config, load_encoder, load_module
+from models.weights import from_huggingface, from_official, infer_config, load_encoder, load_module
 from pipelines.errors import InputError
 from pipelines.weights.options import speaking_of_options
 
@@ -106,17 +107,14 @@ def _official_module(source: Source, name: str, hints: Hints) -> nn.Module:
     if kind == "encoder":
         return load_encoder(checkpoint.path, None if checkpoint.is_flat else name, **given)
     tensors = checkpoint.parts[_WHOLE] if checkpoint.is_flat else checkpoint.parts[name]
-    released = RELEASED.get(checkpoint.path.stem)  # a released name tells what shapes do not
-    if released is not None and kind != "probe":
-        given = {"img_size": (released.img_size, released.img_size)} | given
+    given = released_input(checkpoint, kind, tensors) | given
     with speaking_of_options(kind):
         return from_official(kind, tensors, infer_config(kind, tensors, where, **given), where)
 
 
 def _stored_kind(folder: Path, name: str) -> str:
     """Kind of a module in a folder of ours; a linear probe has no official kind and counts as a probe."""
-    module_class, _ = read_description(folder / f"{name}.json")
-    return next((kind for kind, pairs in KINDS.items() if any(module_class is pair[0] for pair in pairs)), "probe")
+    return kind_of_class(read_description(folder / f"{name}.json")[0]) or "probe"
 
 
 def _encoder_name(part: str | None) -> str:

@@ -147,6 +147,20 @@ def test_inspection_tells_parts_ignored_entries_and_problems(
         assert phrase in notes
 
 
+def test_two_keys_that_become_one_are_a_problem_of_their_part(encoder: VideoEncoder, tmp_path: Path) -> None:
+    tensors = to_official(encoder)
+    torch.save({"encoder": tensors | {"module.norm.weight": tensors["norm.weight"]}}, tmp_path / "twice.pt")
+    (part,) = inspect_checkpoint(tmp_path / "twice.pt").parts
+    assert part.problems and "two official keys name norm.weight" in part.problems[0]
+
+
+def test_predictor_of_a_released_name_is_inspected_at_its_released_size(tmp_path: Path) -> None:
+    predictor = MaskedPredictor(PredictorConfig(embed_dim=16, depth=1, num_heads=12))
+    torch.save({"predictor": to_official(predictor)}, tmp_path / "vitg-384.pt")
+    (part,) = inspect_checkpoint(tmp_path / "vitg-384.pt").parts
+    assert part.config.img_size == (384, 384) and part.config.num_frames == 64
+
+
 def test_inspection_finds_what_would_keep_released_sizes_from_loading(tmp_path: Path) -> None:
     probe = AttentiveProbe(AttentiveProbeConfig(embed_dim=384, num_classes=2, depth=1))
     tensors = to_official(probe)
