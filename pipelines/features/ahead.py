@@ -7,7 +7,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 from pipelines.errors import Reject
@@ -80,7 +80,7 @@ class _Decoder(threading.Thread):
 
 def windows_of_all(
     paths: Sequence[Path], settings: FeatureSettings, *, workers: int, room: int
-) -> Iterator[tuple[int, Window | RejectedVideo | None]]:
+) -> Generator[tuple[int, Window | RejectedVideo | None], None, None]:
     """(index into `paths`, window) in order; (index, None) ends a video, (index, RejectedVideo) ends a bad one.
 
     At most `workers` videos are decoded side by side, with `room` windows of each waiting.

@@ -167,9 +167,10 @@ class FileOutput(Output):
     def __init__(self, path: Path, description: dict[str, Any], settings: FeatureSettings, file_format: FileFormat) -> None:
         super().__init__(description, settings, file_format)
         self.path, self.beside = path, path.with_name(f"{path.name}.json")
-        self._found: dict[str, Any] = _read_json(self.beside) if self.beside.exists() else {}
-        if self._found:
-            self._insist_on_same(self._found, path)
+        self._found: dict[str, Any] = {}
+        if self.beside.exists():
+            self._found = _read_json(self.beside)
+            self._insist_on_same(self._found, self.beside)
         elif path.exists():
             raise InputError(f"{path} exists, and no {self.beside.name} says what it is", expected="a new file", found="a file", remedy="Choose another --out.")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipelines.features.sources import named
+from models.assembly import listed
 from pipelines.features.work import Outcome
 
 _SHOWN = 8
@@ -18,7 +18,7 @@ def outcome_text(outcome: Outcome) -> str:
     if outcome.filled:
         lines.append(f"{_count(outcome.filled, 'window')} longer than what was left of the video: the last frame repeated (filled says how often)")
     if outcome.others:
-        lines.append(f"{_count(len(outcome.others), 'file')} left alone, not videos by name: {named(outcome.others)}")
+        lines.append(f"{_count(len(outcome.others), 'file')} left alone, not videos by name: {listed(outcome.others)}")
     if outcome.rejected:
         lines.append(f"WARNING: {_count(len(outcome.rejected), 'video')} gave no features" + ("" if outcome.out.suffix else f", listed in {outcome.out / 'rejected.csv'}"))
         lines += [f"  {video.name}: {reason.found}. {reason.remedy}" for video, reason in outcome.rejected[:_SHOWN]]

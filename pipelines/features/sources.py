@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from models.assembly import listed
 from pipelines.curation.sources import scan_folder
 from pipelines.errors import InputError
 from pipelines.features.output import SourceVideo
@@ -36,15 +37,9 @@ def find_videos(source: Path) -> Request:
     if not videos:
         raise InputError(
             f"{source} holds no video", expected="files such as .mp4 .mkv .mov .avi .webm, here or in folders below",
-            found=named(others) or "no files", remedy="Name another folder, or one file directly (then its suffix does not matter).",
+            found=listed(others) or "no files", remedy="Name another folder, or one file directly (then its suffix does not matter).",
         )  # fmt: skip
     return Request(videos, others)
-
-
-def named(names: tuple[str, ...] | list[str], show: int = 5) -> str:
-    """The first few of some names, and how many more there are."""
-    more = f" and {len(names) - show} more" if len(names) > show else ""
-    return ", ".join(names[:show]) + more
 
 
 def _all_files(root: Path) -> list[str]:

@@ -75,7 +75,7 @@ class Work:
                         pending = []
                 self._encode(pending, videos)
         finally:
-            decoded.close()  # type: ignore[attr-defined]  # a generator: its threads stop
+            decoded.close()  # its threads stop
             for index in list(self._writers):
                 self._give_up(index)
 

@@ -7,14 +7,13 @@ import shutil
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from models.encoder import VideoEncoder
 from models.errors import WeightsError
-from models.official import KINDS
 from models.predictor import MaskedPredictor
 from models.probes import AttentiveProbe
 from models.weights import (
@@ -168,13 +167,13 @@ def _to_official(request: Conversion, source: Source, chosen: tuple[str, ...], d
             else:
                 content[name] = tensors
         torch.save(content | ({"classifiers": probes} if probes else {}), draft)
-    notes += [note for name, module in modules.items() for note in _untold(name, module)]
+    notes += [note for name, module in modules.items() for note in _untold(name, source.kinds[name], module)]
     told, probe = [], 0
     for name, module in modules.items():
         kind = source.kinds[name]
         stored = None if draft.suffix == ".safetensors" else f"classifiers.{probe}" if kind == "probe" else name
         probe += kind == "probe"
-        told.append(_verified(stored or name, module, from_official(_kind(module), read_checkpoint(draft, stored), module.config, str(draft))))
+        told.append(_verified(stored or name, module, from_official(kind, read_checkpoint(draft, stored), module.config, str(draft))))
     return tuple(told)
 
 
@@ -192,24 +191,19 @@ def _to_huggingface(request: Conversion, source: Source, chosen: tuple[str, ...]
 _WRITERS = {"tubelet": _to_tubelet, "official": _to_official, "huggingface": _to_huggingface}
 
 
-def _only(modules: dict[str, nn.Module], kind: type[nn.Module]):  # type: ignore[no-untyped-def]
+def _only(modules: dict[str, nn.Module], kind: type[nn.Module]) -> Any:
     return next((module for module in modules.values() if isinstance(module, kind)), None)
 
 
-def _kind(module: nn.Module) -> str:
-    return next(kind for kind, pairs in KINDS.items() if any(type(module) is pair[0] for pair in pairs))
-
-
-def _untold(name: str, module: nn.Module) -> list[str]:
+def _untold(name: str, kind: str, module: Any) -> list[str]:
     """What the official layout, which has no configuration, would make a reader believe of this part that is not so."""
-    config, kind, tensors = module.config, _kind(module), to_official(module)
-    told = infer_config(kind, tensors, name, num_heads=config.num_heads).to_dict()  # type: ignore[union-attr]
+    config, tensors = module.config, module.state_dict()
+    told = infer_config(kind, tensors, name, num_heads=config.num_heads).to_dict()
     try:
         infer_config(kind, tensors, name)
     except WeightsError:
         del told["num_heads"]
-    true = config.to_dict()  # type: ignore[union-attr, operator]
-    wrong = [f"{field_name} {value}" for field_name, value in true.items() if field_name != "init_std" and told.get(field_name) != value]
+    wrong = [f"{field_name} {value}" for field_name, value in config.to_dict().items() if field_name != "init_std" and told.get(field_name) != value]
     return [f"{name}: the official layout does not tell {', '.join(wrong)}; give this to whoever reads the file"] if wrong else []
 
 

@@ -42,7 +42,7 @@ def inspection_json(inspection: Inspection) -> str:
 
 
 def is_sound(inspection: Inspection) -> bool:
-    """Whether every part can be loaded."""
+    """Whether every part can be loaded, if need be with its number of attention heads told."""
     return not any(part.problems and not lacks_heads(part) for part in inspection.parts)
 
 

@@ -250,6 +250,10 @@ def test_single_file_is_not_mistaken_for_another_videos(weights: Path, pool: Pat
     assert extract(weights, pool / "a" / "clip.mp4", out, pool="dense", stored="float16").shape == (2, 2, 2, 48)
     assert np.load(out).dtype == np.float16 and np.load(out).shape == (3, 2, 2, 2, 48)
     assert extract(weights, pool / "a" / "clip.mp4", out, pool="dense", stored="float16").skipped == 1
+    for damaged in ("", "{}", "[]"):
+        (tmp_path / "y.npy.json").write_text(damaged)
+        with pytest.raises(InputError, match=r"y\.npy\.json is not a description"):
+            extract(weights, pool / "a" / "clip.mp4", tmp_path / "y.npy")
     with pytest.raises(InputError, match="another video"):
         extract(weights, pool / "b" / "clip.mp4", out, pool="dense", stored="float16")
 
