@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from models.errors import WeightsError
@@ -127,6 +127,14 @@ def read_safetensors(path: Path) -> Tensors:
             found=_sniffed(path) or str(error),
             remedy="Copy or download it again.",
         ) from error
+
+
+def write_safetensors(tensors: Tensors, path: Path, metadata: dict[str, str] | None = None) -> None:
+    """A safetensors file with the permissions of any new file; safetensors alone lets only its owner read it."""
+    path.touch()
+    permissions = path.stat().st_mode & 0o777
+    save_file(tensors, path, metadata)
+    path.chmod(permissions)
 
 
 def is_huggingface_folder(folder: Path) -> bool:

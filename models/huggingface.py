@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from models.assembly import Shapes, check_tensors, empty_module, key_problems, listed, module_shapes
-from models.checkpoints import read_huggingface_tensors, read_json
+from models.checkpoints import read_huggingface_tensors, read_json, write_safetensors
 from models.encoder import EncoderConfig, VideoEncoder
 from models.errors import ShapeError, WeightsError
 from models.huggingface_names import (
@@ -24,7 +23,6 @@ from models.huggingface_names import (
     configs_from_foreign,
     foreign_names,
 )
-from models.module_files import as_readable_as
 from models.predictor import MaskedPredictor
 from models.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from models.probes import AttentiveProbe
@@ -185,8 +183,7 @@ def to_huggingface(module: VideoEncoder | VJEPA2, folder: Path | str, image_size
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / "config.json", settings)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    as_readable_as(folder / "model.safetensors", folder / "config.json")
+    write_safetensors(tensors, folder / "model.safetensors", {"format": "pt"})
     _write_json(folder / "video_preprocessor_config.json", _preprocessing(image_size))
     return folder
 

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from models.action_predictor import ActionConditionedPredictor, ActionPredictorConfig
 from models.assembly import build_module
-from models.checkpoints import read_safetensors
+from models.checkpoints import read_safetensors, write_safetensors
 from models.encoder import EncoderConfig, VideoEncoder
 from models.errors import ConfigError, WeightsError
 from models.predictor import MaskedPredictor, PredictorConfig
@@ -52,17 +51,11 @@ def save_module(module: nn.Module, folder: Path | str, name: str) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.safetensors"
-    config = module.config
-    description = {"format": _FORMAT, "class": class_name, "config": config.to_dict()}  # type: ignore[operator, union-attr]
+    config: Any = module.config
+    description = {"format": _FORMAT, "class": class_name, "config": config.to_dict()}
     path.with_suffix(".json").write_text(json.dumps(description, indent=2, sort_keys=True) + "\n")
-    save_file({key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}, path)
-    as_readable_as(path, path.with_suffix(".json"))
+    write_safetensors({key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}, path)
     return path
-
-
-def as_readable_as(path: Path, other: Path) -> None:
-    """Give a file another one's permissions: safetensors writes files that only their owner may read."""
-    path.chmod(other.stat().st_mode & 0o777)
 
 
 def load_module(folder: Path | str, name: str) -> Any:

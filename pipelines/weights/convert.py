@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from models.checkpoints import write_safetensors
 from models.encoder import VideoEncoder
 from models.errors import WeightsError
 from models.predictor import MaskedPredictor
@@ -150,10 +151,8 @@ def _to_tubelet(request: Conversion, source: Source, chosen: tuple[str, ...], dr
 def _to_official(request: Conversion, source: Source, chosen: tuple[str, ...], draft: Path, notes: list[str]) -> Parts:
     modules = {name: module.float() for name, module in modules_of(source, chosen, request.hints)}
     if draft.suffix == ".safetensors":
-        from safetensors.torch import save_file
-
         (module,) = modules.values()
-        save_file(to_official(module), draft, metadata={"format": "pt"})
+        write_safetensors(to_official(module), draft, {"format": "pt"})
     else:
         content: dict[str, object] = {}
         probes: list[dict[str, Tensor]] = []
@@ -217,10 +216,6 @@ def _verified(name: str, module: nn.Module, read: nn.Module | None) -> tuple[str
 
 def _publish(draft: Path, destination: Path) -> tuple[tuple[Path, int], ...]:
     """Put the draft into place; files of a folder replace those of their names."""
-    mask = os.umask(0)
-    os.umask(mask)
-    for path in [draft] if draft.is_file() else draft.iterdir():
-        path.chmod(0o666 & ~mask)  # safetensors makes files that only their owner can read
     if draft.is_file():
         os.replace(draft, destination)
         return ((destination, destination.stat().st_size),)
