@@ -120,17 +120,25 @@ def test_action_predictor_gives_official_predictions_for_one_two_and_all_steps()
     close(model(io["z_small"], actions * 0.001, states * 0.001), io["y_small"])
 
 
+@pytest.mark.parametrize("suffix", ["", "_extrinsics"])
 @torch.no_grad()
-def test_action_predictor_gives_official_predictions_step_by_step() -> None:
-    model, io = (
-        weights_of("ac_predictor", ActionConditionedPredictor, ActionPredictorConfig),
-        read("ac_predictor.io")[1],
-    )
+def test_action_predictor_gives_official_predictions_and_rollout_step_by_step(suffix: str) -> None:
+    model = weights_of("ac_predictor", ActionConditionedPredictor, ActionPredictorConfig, use_extrinsics=bool(suffix))
+    conditions = ("actions", "states", "extrinsics")[: 3 if suffix else 2]
+    io = read("ac_predictor.io")[1]
     past, predicted = None, []
     for step, frame in enumerate(io["z"].split(16, dim=1)):
-        found, past = model.step(frame, io["actions"][:, step], io["states"][:, step], past=past)
+        found, past = model.step(frame, *(io[name][:, step] for name in conditions), past=past)
         predicted.append(found)
-    close(torch.cat(predicted, dim=1), io["y"])
+    close(torch.cat(predicted, dim=1), io[f"y{suffix}"])
+
+    io = read("ac_step.io")[1]  # from the first frame on, the frames are predictions
+    frame, past, imagined = io["h"][:, :16], None, []
+    for step in range(2):
+        found, past = model.step(frame, *(io[name][:, step].float() for name in conditions), past=past)
+        frame = layer_norm_features(found)
+        imagined.append(frame)
+    close(torch.cat(imagined, dim=1), io[f"z_ar{suffix}"])
 
 
 @torch.no_grad()

@@ -221,9 +221,3 @@ def test_folder_with_a_changed_description_is_refused(encoder: VideoEncoder, tmp
 def test_only_models_of_the_project_are_saved(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="Linear"):
         save_module(torch.nn.Linear(1, 1), tmp_path, "linear")
-
-
-def test_linear_probe_averages_tokens() -> None:
-    probe = LinearProbe(LinearProbeConfig(embed_dim=16, num_classes=3))
-    tokens = torch.randn(2, 5, 16)
-    torch.testing.assert_close(probe(tokens), probe(tokens.mean(dim=1)))
