@@ -26,14 +26,19 @@ def gather_tokens(tokens: Tensor, ids: Tensor) -> Tensor:
     return torch.gather(tokens, 1, ids.unsqueeze(-1).repeat(1, 1, tokens.shape[-1]))
 
 
+def reordered(rows: Tensor, order: Tensor) -> Tensor:
+    """Every sample of rows (B, N, ...) in its own order (B, N), one after the other."""
+    return torch.stack([row[places] for row, places in zip(rows, order, strict=True)])
+
+
 def rotate_axis(part: Tensor, positions: Tensor) -> Tensor:
     """Rotate part (B, heads, N, d) by positions (N,) or (B, heads, N) along one axis, with 2.0's tiled tables."""
     half = part.shape[-1] // 2
     frequencies = 1.0 / 10000.0 ** (torch.arange(half, dtype=part.dtype, device=part.device) / half)
     angles = positions.unsqueeze(-1) * frequencies
-    sin, cos = angles.sin().repeat(1, 1, 1, 2), angles.cos().repeat(1, 1, 1, 2)
-    even, odd = part.unflatten(-1, (-1, 2)).unbind(-1)
-    return part * cos + torch.stack((-odd, even), dim=-1).flatten(-2) * sin
+    sin, cos = (torch.cat((wave, wave), dim=-1) for wave in (angles.sin(), angles.cos()))
+    turned = torch.stack((-part[..., 1::2], part[..., 0::2]), dim=-1).flatten(-2)
+    return part * cos + turned * sin
 
 
 class PlainAttention(nn.Module):
@@ -44,7 +49,8 @@ class PlainAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, tokens: Tensor, ids: Tensor | None, grid: Grid) -> Tensor:
-        query, key, value = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        heads = self.qkv(tokens).unflatten(-1, (3 * self.num_heads, -1)).transpose(1, 2)  # (B, 3 * heads, N, head_dim)
+        query, key, value = heads.chunk(3, dim=1)
         if ids is None:
             at = torch.arange(grid[0] * grid[1] * grid[2], device=tokens.device)
         else:
@@ -145,13 +151,12 @@ class PlainPredictor(nn.Module):
         tokens = torch.cat([context, gather_tokens(everywhere, target_ids)], dim=1)
         ids = torch.cat([context_ids, target_ids], dim=1)
         order = torch.argsort(ids, dim=1)
-        ids = torch.stack([ids[row, places] for row, places in enumerate(order)])
-        tokens = torch.stack([tokens[row, places] for row, places in enumerate(order)])
+        ids, tokens = reordered(ids, order), reordered(tokens, order)
         for block in self.predictor_blocks:
             tokens = block(tokens, ids, grid)
         tokens = self.predictor_norm(tokens)
         back = torch.argsort(order, dim=1)
-        tokens = torch.stack([tokens[row, places] for row, places in enumerate(back)])
+        tokens = reordered(tokens, back)
         return self.predictor_proj(tokens[:, context.shape[1] :])
 
 
