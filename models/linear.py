@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 _FEWEST_PRODUCTS = 2**24
 """Rows x inputs x outputs: below this there are less than 0.2 ms to save, and oneDNN starts all threads even so."""
@@ -54,19 +53,24 @@ def _product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class _OneDNNLinear(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(tokens, weight)
+    def forward(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return _product(tokens, weight, bias)
 
     @staticmethod
-    @once_differentiable
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+
+    @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         tokens, weight = ctx.saved_tensors
         for_tokens, for_weight, for_bias = ctx.needs_input_grad
         rows = gradient.flatten(0, -2)
+        product = F.linear if torch.is_grad_enabled() else _product  # gradients of gradients know F.linear only
         return (
-            _product(gradient, weight.t()) if for_tokens else None,
-            _product(rows.t(), tokens.flatten(0, -2).t()) if for_weight else None,
+            product(gradient, weight.t()) if for_tokens else None,
+            product(rows.t(), tokens.flatten(0, -2).t()) if for_weight else None,
             rows.sum(0) if for_bias else None,
         )

@@ -58,6 +58,22 @@ def test_frozen_weights_and_inputs_get_no_gradient_through_onednn() -> None:
     torch.testing.assert_close(tokens.grad, layer.weight.sum(0).expand(4, -1))
 
 
+@pytest.mark.usefixtures("always_onednn")
+def test_gradients_of_gradients_and_function_transforms_are_those_of_f_linear() -> None:
+    tokens, weight, bias = random(3, 7, 24), random(40, 24, seed=1), random(40, seed=2)
+    found = []
+    for function in (linear, F.linear):
+        leaves = [tensor.clone().requires_grad_() for tensor in (tokens, weight)]
+        (gradient,) = torch.autograd.grad(function(*leaves, bias).pow(3).sum(), leaves[0], create_graph=True)
+        second = torch.autograd.grad(gradient.square().sum(), leaves)
+        transformed = torch.func.grad(lambda value, function=function: function(value, weight, bias).pow(3).sum())(
+            tokens
+        )
+        found.append([*second, transformed])
+    for ours, plain in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4 * float(plain.abs().max()))
+
+
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch was built without oneDNN")
 def test_large_float32_products_take_onednn_and_everything_else_does_not() -> None:
     wanted = {
