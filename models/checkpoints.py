@@ -144,6 +144,21 @@ def is_huggingface_folder(folder: Path) -> bool:
     return _architecture(folder) is not None
 
 
+def huggingface_folder(path: Path) -> Path:
+    """The Hugging Face folder itself, or the one around its weight file. Raises WeightsError for any other file in it."""
+    if path.is_dir():
+        return path
+    opened = next((name for name in _FOLDER_WEIGHTS if (path.parent / name).is_file()), None)
+    if path.name != opened:
+        raise WeightsError(
+            f"{path} is not the weight file of its folder",
+            expected=opened or " or ".join(_FOLDER_WEIGHTS),
+            found=path.name,
+            remedy=f"Name the folder {path.parent}, or give the file a folder of its own with its config.json.",
+        )
+    return path.parent
+
+
 def read_huggingface_tensors(folder: Path) -> Tensors:
     """All tensors of a Hugging Face folder under their own names, from one file or from shards. WeightsError."""
     for name in _FOLDER_WEIGHTS:

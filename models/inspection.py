@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from models.assembly import empty_module, key_problems, listed, module_shapes
-from models.checkpoints import PART_MEANINGS, Checkpoint, Layout, choose_part, open_checkpoint
+from models.checkpoints import PART_MEANINGS, Checkpoint, Layout, choose_part, huggingface_folder, open_checkpoint
 from models.encoder import EncoderConfig, VideoEncoder
 from models.errors import TubeletError, WeightsError
 from models.huggingface import describe_folder, encoder_from_huggingface
@@ -126,7 +126,7 @@ def _load_stored_encoder(checkpoint: Checkpoint, part: str | None) -> VideoEncod
                 found=str(part),
                 remedy="Leave part= out.",
             )
-        return encoder_from_huggingface(path if path.is_dir() else path.parent)
+        return encoder_from_huggingface(huggingface_folder(path))
     folder, names = (path, tuple(checkpoint.parts)) if path.is_dir() else (path.parent, (path.stem,))
     encoders = tuple(name for name in names if read_description(folder / f"{name}.json")[0] is VideoEncoder)
     if not encoders:

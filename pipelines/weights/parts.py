@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from models.checkpoints import PART_MEANINGS, Checkpoint, open_checkpoint
+from models.checkpoints import PART_MEANINGS, Checkpoint, huggingface_folder, open_checkpoint
 from models.inspection import released_input
 from models.module_files import read_description
 from models.official import kind_of, kind_of_class
@@ -88,7 +88,7 @@ def modules_of(source: Source, names: tuple[str, ...], hints: Hints) -> Iterator
     """(name, module) of the named parts, built one at a time. Raises WeightsError on tensors that do not fit."""
     checkpoint, path = source.checkpoint, source.checkpoint.path
     if checkpoint.layout == "huggingface":
-        model = from_huggingface(path if path.is_dir() else path.parent)
+        model = from_huggingface(huggingface_folder(path))
         for name in names:
             module = getattr(model, "encoder" if source.kinds[name] == "encoder" else name)
             if module is not None:

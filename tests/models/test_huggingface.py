@@ -335,6 +335,13 @@ def test_folder_becomes_official_weights_and_comes_back(ours: VJEPA2, tmp_path: 
     assert state_digest(from_huggingface(tmp_path)) == state_digest(ours)
 
 
+def test_file_beside_the_folders_weights_is_refused_not_replaced_by_them(ours: VJEPA2, copied: Path) -> None:
+    assert state_digest(load_encoder(copied / "model.safetensors")) == state_digest(ours.encoder)
+    shutil.copy(copied / "model.safetensors", copied / "other.safetensors")
+    with pytest.raises(WeightsError, match=r"other\.safetensors is not the weight file of its folder"):
+        load_encoder(copied / "other.safetensors")
+
+
 def test_inspection_tells_the_parts_of_a_folder(theirs: Theirs, ours: VJEPA2) -> None:
     found = inspect_checkpoint(theirs.folder)
     assert found.layout == "huggingface" and [part.name for part in found.parts] == ["encoder", "predictor", "probe"]
