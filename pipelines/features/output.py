@@ -30,7 +30,7 @@ from pipelines.features.settings import FeatureSettings, differing
 from pipelines.features.windows import RejectedVideo, Window
 from pipelines.store import write_atomic
 
-FORMAT = 1
+FORMAT = 2  # 1 had no encoder configuration in its digest
 INDEX = pa.schema([
     ("video", pa.string()), ("file", pa.string()), ("window", pa.int32()), ("start_s", pa.float64()), ("end_s", pa.float64()),
     ("filled", pa.int32()),
@@ -78,6 +78,11 @@ class Output:
 
     def _insist_on_same(self, found: Any, where: Path) -> None:
         """Refuse to mix features of two settings."""
+        if isinstance(found, dict) and found.get("format") == 1:
+            raise InputError(
+                f"{where} is of an older version, which did not tell encoders of other heads or rotations apart", expected=f"format {FORMAT}",
+                found="format 1", remedy="Choose another --out, or delete it to make the features anew.",
+            )  # fmt: skip
         if not isinstance(found, dict) or found.get("format") != FORMAT:
             raise InputError(f"{where} is not a description of features", expected=f"JSON of format {FORMAT}", found=str(found)[:80], remedy="Choose another --out.")
         if found.get("settings_digest") != self.description["settings_digest"] or found.get("file_format") != self.file_format:
@@ -89,8 +94,8 @@ class Output:
 
     @staticmethod
     def _comparable(description: dict[str, Any]) -> dict[str, Any]:
-        settings = dict(description.get("settings", {}))
-        return {"weights": str(description.get("checkpoint", {}).get("digest"))[:12], **settings.pop("preprocess", {}), **settings}
+        settings, checkpoint = dict(description.get("settings", {})), description.get("checkpoint", {})
+        return {"weights": str(checkpoint.get("digest"))[:12], **checkpoint.get("config", {}), **settings.pop("preprocess", {}), **settings}
 
 
 class FolderOutput(Output):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import platform
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from pipelines.features.output import FORMAT, open_output
 from pipelines.features.settings import FeatureSettings, settings_for, size_of
 from pipelines.features.sources import Request, find_videos
 from pipelines.features.work import Outcome, Work
+from pipelines.identity import canonical_json
 from pipelines.store import disk_error
 from pipelines.weights.locate import locate
 from pipelines.weights.options import speaking_of_options
@@ -101,8 +103,8 @@ def describe(request: FeatureRequest, path: Path, encoder: VideoEncoder, setting
         except PackageNotFoundError:
             packages[name] = "source folder"
     return {
-        "format": FORMAT, "settings_digest": settings.digest(weights), "file_format": file_format,
-        "checkpoint": {"name": request.checkpoint, "path": str(path.absolute()), "part": request.part, "digest": weights, "config": encoder.config.to_dict()},
+        "format": FORMAT, "settings_digest": settings.digest(weights, encoder.config), "file_format": file_format,
+        "checkpoint": {"name": request.checkpoint, "path": str(path.absolute()), "part": request.part, "digest": weights, "config": json.loads(canonical_json(encoder.config.to_dict()))},
         "settings": settings.to_dict(), "versions": packages,
     }  # fmt: skip
 

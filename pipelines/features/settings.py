@@ -54,12 +54,15 @@ class FeatureSettings:
         return self.frames // self.tubelet_size, *size
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON types only; together with the digest of the weights, all that decides the features."""
+        """JSON types only; together with the encoder (weights and configuration), all that decides the features."""
         return dict(json.loads(canonical_json(asdict(self))))
 
-    def digest(self, weights_digest: str) -> str:
-        """Equal for features that may be mixed: same weights, same settings. Batch and device only change rounding."""
-        return digest_of([weights_digest, self.to_dict()])
+    def digest(self, weights_digest: str, config: EncoderConfig) -> str:
+        """Equal for features that may be mixed: same encoder, same settings. Batch and device only change rounding.
+
+        The configuration counts beside the weights: heads or the layout of rotations change features and no tensor.
+        """
+        return digest_of([weights_digest, config.to_dict(), self.to_dict()])
 
 
 def exact(seconds: float) -> Fraction:

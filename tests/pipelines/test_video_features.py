@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -285,8 +286,23 @@ def test_checkpoint_that_is_neither_a_path_nor_an_artefact_is_told(weights: Path
 def test_settings_digest_depends_on_all_that_decides_numbers() -> None:
     base = settings_for(CONFIG)
     others = [settings_for(CONFIG, fps=2.0), settings_for(CONFIG, antialias=False), settings_for(CONFIG, pool="frame"), settings_for(CONFIG, layers=(0,))]
-    digests = {one.digest("w") for one in [base, *others]} | {base.digest("v")}
+    digests = {one.digest("w", CONFIG) for one in [base, *others]} | {base.digest("v", CONFIG)}
     assert len(digests) == 6 and isinstance(base, FeatureSettings)
+    same_tensors = [replace(CONFIG, num_heads=4), replace(CONFIG, rope_layout="interleaved")]
+    assert len(digests | {base.digest("w", config) for config in same_tensors}) == 8
+
+
+def test_same_tensors_under_another_configuration_are_not_mixed(encoder: VideoEncoder, weights: Path, pool: Path, tmp_path: Path) -> None:
+    extract(weights, pool / "b" / "clip.mp4", tmp_path / "out")
+    other = VideoEncoder(replace(CONFIG, num_heads=4))
+    other.load_state_dict(encoder.state_dict())
+    save_module(other, tmp_path / "other", "encoder")
+    with pytest.raises(InputError, match="num_heads 2 instead of 4"):
+        extract(tmp_path / "other", pool / "b" / "clip.mp4", tmp_path / "out")
+    told = json.loads((tmp_path / "out" / "features.json").read_text())
+    (tmp_path / "out" / "features.json").write_text(json.dumps({**told, "format": 1}))
+    with pytest.raises(InputError, match="older version"):
+        extract(weights, pool / "b" / "clip.mp4", tmp_path / "out")
 
 
 def test_command_writes_features_and_stops_cleanly_when_asked(weights: Path, pool: Path, tmp_path: Path) -> None:
