@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,8 +105,8 @@ def choose_part(checkpoint: Checkpoint, part: str | None, among: tuple[str, ...]
     if part not in candidates:
         raise WeightsError(
             f"{checkpoint.path} has no part {part}" + ("" if among is None else " of this kind"),
-            expected=part,
-            found=", ".join(candidates) if any(candidates) else "no parts: it is one set of weights",
+            expected=f"one of {', '.join(candidates)}" if any(candidates) else "no part: it is one set of weights",
+            found=part,
             remedy="Name one of them." if any(candidates) else "Leave part= out.",
         )
     return part, checkpoint.parts[part]
@@ -259,8 +260,8 @@ def _read_shards(index_path: Path) -> Tensors:
     if absent:
         raise WeightsError(
             f"{index_path.parent} lacks {len(absent)} of its {len(shards)} shards",
-            expected=", ".join(shards),
-            found=f"missing {', '.join(absent)}",
+            expected=f"{len(shards)} files",
+            found=f"missing {', '.join(absent[:3])}" + (f" and {len(absent) - 3} more" if len(absent) > 3 else ""),
             remedy="Download the missing files into the folder.",
         )
     tensors: Tensors = {}
@@ -280,7 +281,9 @@ def _read_shards(index_path: Path) -> Tensors:
 def _read_pickled(path: Path) -> Any:
     try:
         # Only the zip format can be mapped; files of torch before 1.6 are read whole.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch comments on what is no checkpoint; our error says it
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except FileNotFoundError as error:
         raise WeightsError(f"{path} does not exist", remedy="Check the path.") from error
     except Exception as error:  # torch raises many types for foreign, truncated and unsafe pickles

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ class PartInspection:
     """One set of weights. ``config`` is None where it cannot be told; ``problems`` keep the part from being loaded.
 
     ``name`` is "" in a file that is one set of weights; ``kind`` as in from_official, or "unknown"; ``ignored`` names the
-    keys and entries that loading leaves out.
+    keys and entries that loading leaves out. ``needs_heads``: it can be loaded with ``num_heads`` given, not without.
     """
 
     name: str
@@ -36,6 +36,7 @@ class PartInspection:
     config: Any
     ignored: tuple[str, ...]
     problems: tuple[str, ...]
+    needs_heads: bool = False
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def _inspect_official(checkpoint: Checkpoint, name: str, tensors: Mapping[str, T
     entries = checkpoint.ignored.get(name, ())
     if kind is None:
         return _part(name, "unknown", tensors, None, entries, ["no part of V-JEPA 2: its keys fit none"])
-    config, problems, ignored = None, [], entries
+    config, needs_heads, problems, ignored = None, False, [], entries
     try:
         bare = strip_prefixes(tensors, name or "these weights")
         ignored = (*(key for key in bare if key in IGNORED_KEYS), *entries)
@@ -150,16 +151,15 @@ def _inspect_official(checkpoint: Checkpoint, name: str, tensors: Mapping[str, T
         given = released_input(checkpoint, kind, tensors)
         try:
             shaped = config = infer_config(kind, bare, name, **given)
-        except WeightsError as error:
-            problems.append(str(error))
+        except WeightsError:
             shaped = infer_config(kind, bare, name, **given, num_heads=1)  # no shape depends on the number of heads
+            needs_heads = True
         module_class = next(module for module, config_class in KINDS[kind] if isinstance(shaped, config_class))
         found = key_problems(module_shapes(empty_module(module_class, shaped)), kept)
         problems += [f"{label}: {listed(keys)}" for label, keys in found]
     except TubeletError as error:
-        if str(error) not in problems:
-            problems.append(str(error))
-    return _part(name, kind, tensors, config, ignored, problems)
+        problems.append(str(error))
+    return replace(_part(name, kind, tensors, config, ignored, problems), needs_heads=needs_heads)
 
 
 def _inspect_ours(checkpoint: Checkpoint, name: str, tensors: Mapping[str, Tensor]) -> PartInspection:
@@ -218,9 +218,10 @@ def _notes(checkpoint: Checkpoint, parts: Sequence[PartInspection]) -> Iterator[
                 f"{part.name or 'These weights'}: the file does not tell the frames and pixels of its training; "
                 f"{frames} frames at {height} x {width} px are assumed."
             )
-        untrained = sorted(key for key, value in tensors.items() if "mask_token" in key and not value.any())
-        if untrained:
-            yield f"{part.name or 'predictor'}: mask tokens that are still zero, so never trained: {listed(untrained)}."
+        mask_tokens = [value for key, value in tensors.items() if "mask_token" in key]
+        zero = sum(not value.any() for value in mask_tokens)
+        if zero:
+            yield f"{part.name or 'predictor'}: {zero} of {len(mask_tokens)} mask tokens are zero, so never trained."
 
 
 def _is_release(model: ReleasedModel, parts: Sequence[PartInspection]) -> bool:

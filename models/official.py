@@ -39,7 +39,7 @@ KINDS: dict[str, tuple[tuple[type[nn.Module], type[Any]], ...]] = {
 
 _WRAPPER_PREFIX = re.compile(r"^(?:module\.|backbone\.)+")
 _PREDICTOR_HEADS = {384: 12, 1024: 16}  # heads by width of the released masked and action-conditioned predictors
-_PROBE_HEADS = 16  # of every released probe, whatever the encoder's heads
+_PROBE_HEADS = {1024: 16, 1408: 16}  # heads by width of the released probes: those of ViT-L and ViT-g, no other
 _RELEASED_GRID = {"num_frames": 64, "img_size": (256, 256)}  # every 2.0 model but vitg-384
 
 
@@ -224,7 +224,7 @@ def _released_heads(kind: str, facts: Mapping[str, Any]) -> int | None:
     width, depth = facts.get("embed_dim"), facts.get("depth")
     if kind in ("predictor", "action_predictor"):
         return _PREDICTOR_HEADS.get(facts.get("predictor_embed_dim", 0))
-    sizes = [size for size in ENCODER_SIZES.values() if size["embed_dim"] == width]
     if kind == "probe":
-        return _PROBE_HEADS if sizes else None
+        return _PROBE_HEADS.get(facts.get("embed_dim", 0))
+    sizes = [size for size in ENCODER_SIZES.values() if size["embed_dim"] == width]
     return next((size["num_heads"] for size in sizes if size["depth"] == depth), None)

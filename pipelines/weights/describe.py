@@ -32,7 +32,7 @@ def inspection_text(inspection: Inspection) -> str:
 def inspection_json(inspection: Inspection) -> str:
     """The same for machines; `usable` says whether nothing is wrong with a part."""
     parts = [
-        {**asdict(part), "config": None if part.config is None else part.config.to_dict(), "size": size_name(part), "usable": not part.problems or lacks_heads(part)}
+        {**asdict(part), "config": None if part.config is None else part.config.to_dict(), "size": size_name(part), "usable": not part.problems}
         for part in inspection.parts
     ]  # fmt: skip
     return json.dumps(
@@ -43,7 +43,7 @@ def inspection_json(inspection: Inspection) -> str:
 
 def is_sound(inspection: Inspection) -> bool:
     """Whether every part can be loaded, if need be with its number of attention heads told."""
-    return not any(part.problems and not lacks_heads(part) for part in inspection.parts)
+    return not any(part.problems for part in inspection.parts)
 
 
 def converted_text(done: Converted) -> str:
@@ -105,21 +105,16 @@ def _details(part: PartInspection) -> list[str]:
         lines.append("  config    " + ", ".join(f"{name} {_value(value)}" for name, value in _telling_fields(part.config).items()))
     if part.ignored:
         lines.append(f"  ignored   {', '.join(part.ignored)}")
-    if lacks_heads(part):
-        return [*lines, f"  config    the number of attention heads is not in the file: {HEADS[part.kind]} N says it"]
+    if part.needs_heads:
+        lines.append(f"  config    the number of attention heads is not in the file: {HEADS[part.kind]} N says it")
     lines += [f"  PROBLEM   {as_options(problem, part.kind)}" for problem in part.problems] or ["  problems  none"]
     return lines
 
 
-def lacks_heads(part: PartInspection) -> bool:
-    """Whether the one thing missing is what no official file of an unreleased size tells."""
-    return len(part.problems) == 1 and "attention heads" in part.problems[0] and "num_heads" in part.problems[0]
-
-
 def _telling_fields(config: Any) -> dict[str, Any]:
-    """The fields of a config that have no default, another value than it, or are the frames and pixels of training."""
+    """The fields of a config that have no default or another value than it, and those that no shape tells."""
     defaults = {entry.name: entry.default for entry in fields(config)}
-    return {name: value for name, value in config.to_dict().items() if name in ("img_size", "num_frames") or value != defaults[name]}
+    return {name: value for name, value in config.to_dict().items() if name in ("img_size", "num_frames", "num_heads") or value != defaults[name]}
 
 
 def _value(value: Any) -> str:
@@ -130,12 +125,12 @@ def _value(value: Any) -> str:
 
 def _next(inspection: Inspection) -> list[str]:
     """Commands that work on this file, with the choices that have to be made."""
-    usable = [part for part in inspection.parts if not part.problems or lacks_heads(part)]
+    usable = [part for part in inspection.parts if not part.problems]
     encoders = [part for part in usable if part.kind == "encoder"]
     if not usable:
         return ["nothing can be loaded from it; see the problems above"]
     choice = f" --part {'|'.join(part.name for part in encoders)}" if len(encoders) > 1 else ""
-    options = "".join(f" {option} N" for option in sorted({HEADS[part.kind] for part in usable if lacks_heads(part)}))
+    options = "".join(f" {option} N" for option in sorted({HEADS[part.kind] for part in usable if part.needs_heads}))
     lines = [f"tubelet features {inspection.path} VIDEO_OR_FOLDER{choice}{' --heads N' if '--heads' in options else ''}"] if encoders else []
     targets = {"official": ("huggingface", "tubelet"), "huggingface": ("tubelet", "official"), "tubelet": ("huggingface", "official")}[inspection.layout]
     for target in targets:

@@ -49,7 +49,7 @@ def test_checkpoint_with_several_parts_needs_an_explicit_choice(encoder: VideoEn
             read(path)
         assert "latest.pt" in str(hint.value)
     assert torch.equal(read_checkpoint(path, part="target_encoder")["norm.bias"], teacher["norm.bias"])
-    with pytest.raises(WeightsError, match="no part ema"):
+    with pytest.raises(WeightsError, match=r"no part ema \(expected one of encoder, target_encoder.*; found ema\)"):
         read_checkpoint(path, part="ema")
     assert state_digest(load_encoder(path, part="encoder", num_heads=2)) == state_digest(encoder)
     other = tmp_path / "weights.pt"
@@ -141,9 +141,9 @@ def test_inspection_tells_parts_ignored_entries_and_problems(
     assert parts["encoder"].ignored == ("pos_embed",) and parts["encoder"].dtypes == ("float32",)
     assert parts["encoder"].parameters == sum(value.numel() for value in encoder.parameters())
     assert parts["predictor"].kind == "predictor" and parts["predictor"].config is None
-    assert "num_heads" in parts["encoder"].problems[0], "no release has this width"
+    assert parts["encoder"].needs_heads and not parts["encoder"].problems, "no release has this width"
     notes = " ".join(found.notes)
-    for phrase in ("target_encoder is the moving average", "no weights: epoch", "never trained: mask_tokens.0"):
+    for phrase in ("target_encoder is the moving average", "no weights: epoch", "predictor: 2 of 2 mask tokens are zero, so never trained"):
         assert phrase in notes
 
 
@@ -168,8 +168,15 @@ def test_inspection_finds_what_would_keep_released_sizes_from_loading(tmp_path: 
     del tensors["pooler.cross_attention_block.norm1.bias"]
     torch.save({"classifiers": [tensors]}, tmp_path / "probe.pt")
     (part,) = inspect_checkpoint(tmp_path / "probe.pt").parts
-    assert part.config == probe.config
+    assert part.config is None and part.needs_heads, "released probes have 16 heads; none is of this width"
     assert part.problems == ("missing: pooler.cross_attention_block.norm1.bias", "not finite: linear.bias")
+
+
+def test_reading_what_is_no_checkpoint_warns_of_nothing(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    (tmp_path / "raw.pt").write_bytes(pickle.dumps({"a": [1, 2]}))
+    with pytest.raises(WeightsError):
+        read_checkpoint(tmp_path / "raw.pt")
+    assert not recwarn.list
 
 
 class _Intruder:

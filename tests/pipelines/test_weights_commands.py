@@ -18,6 +18,7 @@ from models.predictor import MaskedPredictor, PredictorConfig
 from models.probes import AttentiveProbe, AttentiveProbeConfig, LinearProbe, LinearProbeConfig
 from models.weights import (
     from_huggingface,
+    infer_config,
     inspect_checkpoint,
     load_encoder,
     load_module,
@@ -161,6 +162,24 @@ def test_released_width_needs_no_hint_and_bare_keys_are_an_encoder(tmp_path: Pat
     torch.save(to_official(module), tmp_path / "bare.pt")
     done = run(tmp_path / "bare.pt", tmp_path / "ours", "tubelet", "target_encoder", hints=Hints())
     assert [(name, digest) for name, _, _, digest in done.parts] == [("target_encoder", state_digest(module))]
+
+
+def test_heads_of_a_probe_are_assumed_only_where_probes_of_its_width_were_released(tmp_path: Path) -> None:
+    for width, assumed in ((384, False), (1280, False), (1024, True), (1408, True)):
+        with torch.device("meta"):
+            tensors = AttentiveProbe(AttentiveProbeConfig(embed_dim=width, num_classes=2, depth=1)).state_dict()
+        if assumed:
+            assert infer_config("probe", tensors).num_heads == 16
+        else:
+            with pytest.raises(WeightsError, match="num_heads"):
+                infer_config("probe", tensors)
+    torch.manual_seed(0)
+    torch.save({"classifiers": [to_official(drawn(AttentiveProbe(AttentiveProbeConfig(embed_dim=384, num_classes=2, depth=1, num_heads=6))))]}, tmp_path / "p.pt")
+    assert "--probe-heads N says it" in inspection_text(inspect_checkpoint(tmp_path / "p.pt"))
+    with pytest.raises(WeightsError, match="Pass --probe-heads"):
+        run(tmp_path / "p.pt", tmp_path / "ours", "tubelet", hints=Hints())
+    run(tmp_path / "p.pt", tmp_path / "ours", "tubelet", hints=Hints(probe_heads=16))
+    assert "num_heads 16" in inspection_text(inspect_checkpoint(tmp_path / "ours"))
 
 
 def test_probes_go_out_as_upstreams_list_and_come_back(tmp_path: Path) -> None:
