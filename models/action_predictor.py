@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.encoder import check_grid_divides
+from models.encoder import check_grid_divides, settle_sizes
 from models.errors import ConfigError, ShapeError
 from models.incremental import FinishedStep, PastSteps, PatchGrid, continue_block, spans_after
 from models.layers import (
@@ -22,13 +22,15 @@ from models.layers import (
     broadcast_to_heads,
     causal_spans,
     check_heads,
+    check_readable,
+    check_tensors,
     config_from_dict,
     init_weights,
     rescale_residual_outputs,
     run_block,
 )
 from models.linear import TokenLinear
-from models.rope import RopeLayout, RopeTables, TableCache, grid_positions
+from models.rope import RopeLayout, RopeTables, TableCache, check_rope, grid_positions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +64,10 @@ class ActionPredictorConfig:
     state_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "img_size", tuple(self.img_size))  # JSON brings lists
+        settle_sizes(self)
         check_heads(self.predictor_embed_dim, self.num_heads, "predictor_embed_dim")
-        check_grid_divides(self)
+        check_grid_divides(self, frames=False)
+        check_rope(self.rope_layout, None)
         if self.state_center is not None:
             object.__setattr__(self, "state_center", tuple(float(value) for value in self.state_center))
             if len(self.state_center) != self.action_embed_dim:
@@ -179,7 +182,10 @@ class ActionConditionedPredictor(nn.Module):
         flow; ``activation_checkpointing`` does not apply. The last step of a plan is cheaper as ``forward(..., past)``.
         """
         for name, tensor in (("action", action), ("state", state), ("extrinsics", extrinsics)):
-            if tensor is not None and tensor.dim() != 2:
+            if tensor is None:
+                continue
+            check_tensors(**{name: tensor})
+            if tensor.dim() != 2:
                 raise ShapeError(
                     f"{name} is not that of one step",
                     expected="(B or 1, numbers)",
@@ -262,6 +268,7 @@ class ActionConditionedPredictor(nn.Module):
         grid: PatchGrid | None,
     ) -> _Steps:
         config = self.config
+        check_tensors(frame_tokens=frame_tokens, actions=actions, states=states)
         if (extrinsics is not None) != config.use_extrinsics:
             raise ShapeError(
                 "Camera extrinsics do not fit the configuration",
@@ -295,7 +302,7 @@ class ActionConditionedPredictor(nn.Module):
                     found=str(tuple(tensor.shape)),
                     remedy="Frames, actions, states and past must be of the same steps, plans and image size.",
                 )
-            self._check_readable(name, tensor)
+            check_readable(name, tensor, self.predictor_embed.weight)
         if past is not None:
             head = config.num_heads, config.predictor_embed_dim // config.num_heads
             past.check_fits(blocks=config.depth, batch=batch, shape=(rows * columns + len(given) - 1, *head))
@@ -319,18 +326,3 @@ class ActionConditionedPredictor(nn.Module):
                 remedy="Pass the patch rows and columns of one frame, the same at every step.",
             )
         return grid[0], grid[1]
-
-    def _check_readable(self, name: str, tensor: Tensor) -> None:
-        """Raise ShapeError unless the first linears can take the tensor's dtype where it is."""
-        weight = self.predictor_embed.weight
-        kind = weight.device.type
-        readable = tensor.dtype == weight.dtype
-        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-            readable = tensor.is_floating_point() and tensor.dtype != torch.float64
-        if not readable or tensor.device != weight.device:
-            raise ShapeError(
-                f"The predictor cannot read {name} of this dtype or place",
-                expected=f"{weight.dtype} on {weight.device}, as its weights",
-                found=f"{tensor.dtype} on {tensor.device}",
-                remedy="Convert it with .to(device, dtype), or run under autocast for another float dtype.",
-            )

@@ -141,7 +141,7 @@ def write_safetensors(tensors: Tensors, path: Path, metadata: dict[str, str] | N
 def is_huggingface_folder(folder: Path) -> bool:
     """Whether transformers would take this folder for a model, judged by its weight files or its config.json."""
     if any((folder / f"{name}{end}").exists() for name in _FOLDER_WEIGHTS for end in ("", _SHARD_INDEX)):
-        return not _is_ours(folder / "model.safetensors")
+        return not is_ours(folder / "model.safetensors")
     return _architecture(folder) is not None
 
 
@@ -198,7 +198,7 @@ def read_json(path: Path, purpose: str) -> dict[str, Any]:
 def _open_folder(folder: Path) -> Checkpoint:
     if is_huggingface_folder(folder):
         return Checkpoint(folder, "huggingface", {_WHOLE: read_huggingface_tensors(folder)}, {})
-    ours = sorted(path for path in folder.glob("*.safetensors") if _is_ours(path))
+    ours = sorted(path for path in folder.glob("*.safetensors") if is_ours(path))
     if ours:
         return Checkpoint(folder, "tubelet", {path.stem: read_safetensors(path) for path in ours}, {})
     present = sorted(entry.name for entry in folder.iterdir())
@@ -210,7 +210,8 @@ def _open_folder(folder: Path) -> Checkpoint:
     )
 
 
-def _is_ours(path: Path) -> bool:
+def is_ours(path: Path) -> bool:
+    """Whether a safetensors file has our description beside it."""
     try:
         description = json.loads(path.with_suffix(".json").read_text())
     except (OSError, ValueError):
@@ -226,7 +227,7 @@ def _architecture(folder: Path) -> str | None:
 
 
 def _file_layout(path: Path, tensors: Tensors) -> Layout:
-    if path.suffix == ".safetensors" and _is_ours(path):
+    if path.suffix == ".safetensors" and is_ours(path):
         return "tubelet"
     foreign = re.compile(r"^(?:vjepa2\.)?(?:encoder\.(?:layer|embeddings|layernorm)|predictor\.(?:layer|embeddings))\.")
     return "huggingface" if any(foreign.match(key) for key in tensors) else "official"

@@ -5,6 +5,7 @@ Sources: arXiv 2506.09985 section 2 and table 12; for 2.1 arXiv 2603.14482 and a
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,13 +20,14 @@ from models.layers import (
     Checkpointing,
     broadcast_to_heads,
     check_heads,
+    check_tensors,
     config_from_dict,
     group_spans,
     init_weights,
     rescale_residual_outputs,
     run_block,
 )
-from models.rope import Grid, RopeLayout, TableCache
+from models.rope import Grid, RopeLayout, TableCache, check_rope
 from models.tokenizers import PatchEmbed3D, modality_embeddings
 
 
@@ -58,11 +60,11 @@ class EncoderConfig:
     levels: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "img_size", tuple(self.img_size))  # JSON brings a list
-        object.__setattr__(self, "levels", tuple(self.levels))
+        settle_sizes(self)
+        object.__setattr__(self, "levels", tuple(self.levels))  # JSON brings a list
         check_heads(self.embed_dim, self.num_heads, "embed_dim")
         check_grid_divides(self)
-        check_rope_reference(self.rope_reference)
+        check_rope(self.rope_layout, self.rope_reference)
         ascending = list(self.levels) == sorted(set(self.levels))
         if self.levels and not (ascending and self.levels[0] >= 0 and self.levels[-1] == self.depth - 1):
             raise ConfigError(
@@ -133,10 +135,37 @@ def config_grid(config: Any) -> Grid:
     return config.num_frames // config.tubelet_size, height // config.patch_size, width // config.patch_size
 
 
-def check_grid_divides(config: Any) -> None:
-    """Raise ConfigError unless size and frames are multiples of patch and tubelet."""
+_SIZES = (
+    "embed_dim", "predictor_embed_dim", "depth", "num_heads", "num_frames", "tubelet_size", "patch_size", "in_chans",
+    "num_mask_tokens", "action_embed_dim",
+)  # fmt: skip
+
+
+def settle_sizes(config: Any) -> None:
+    """Make img_size a pair (one number is a square); raise ConfigError unless all sizes and counts are positive ints."""
+    size = config.img_size
+    object.__setattr__(config, "img_size", (size, size) if isinstance(size, int) else tuple(size))
+    found = {name: getattr(config, name) for name in _SIZES if hasattr(config, name)}
+    found |= {f"img_size[{side}]": pixels for side, pixels in enumerate(config.img_size)}
+    wrong = [f"{name} {value!r}" for name, value in found.items() if not isinstance(value, int) or value < 1]
+    if len(config.img_size) != 2:
+        wrong.append(f"img_size {config.img_size}")
+    if not config.mlp_ratio > 0:
+        wrong.append(f"mlp_ratio {config.mlp_ratio!r}")
+    if wrong:
+        raise ConfigError(
+            f"{type(config).__name__} cannot be built",
+            expected="positive ints, img_size (height, width), mlp_ratio above 0",
+            found=", ".join(wrong),
+            remedy="Correct these fields.",
+        )
+
+
+def check_grid_divides(config: Any, frames: bool = True) -> None:
+    """Raise ConfigError unless size and (unless told otherwise) frames are multiples of patch and tubelet."""
     height, width = config.img_size
-    if height % config.patch_size or width % config.patch_size or config.num_frames % config.tubelet_size:
+    odd_frames = frames and config.num_frames % config.tubelet_size
+    if height % config.patch_size or width % config.patch_size or odd_frames:
         raise ConfigError(
             "The input does not divide into tubelets",
             expected=f"img_size a multiple of {config.patch_size} px, num_frames of {config.tubelet_size}",
@@ -145,19 +174,9 @@ def check_grid_divides(config: Any) -> None:
         )
 
 
-def check_rope_reference(reference: int | None) -> None:
-    """Raise ConfigError unless the reference grid is None or at least two patches wide."""
-    if reference is not None and reference < 2:
-        raise ConfigError(
-            "A rotary reference grid needs two patches",
-            expected="rope_reference None or at least 2",
-            found=str(reference),
-            remedy="V-JEPA 2.1 uses 16, the grid of 256 px.",
-        )
-
-
 def check_token_ids(token_ids: Tensor, batch: int, tokens: int, name: str) -> None:
     """Raise ShapeError unless token_ids is (batch, K) int64 with values in [0, tokens)."""
+    check_tensors(**{name: token_ids})
     if token_ids.dim() != 2 or token_ids.shape[0] != batch or token_ids.dtype != torch.int64:
         raise ShapeError(
             f"{name} must name the tokens of every sample",
@@ -224,7 +243,7 @@ class VideoEncoder(nn.Module):
         layers: Sequence[int] | None = None,
         all_levels: bool = False,
     ) -> Any:
-        """Encode video (B, C, T, H, W) float: any H, W multiple of the patch, any T multiple of the tubelet.
+        """Encode video (B, C, T, H, W) of any float dtype: any H, W multiple of the patch, any T multiple of the tubelet.
 
         A single frame (T == 1) is repeated to a static tubelet, or is an image where the config has an image tokenizer;
         both give one time step. ``token_ids`` names the kept tokens, (B, K) int64, or a list of such groups that never
@@ -278,6 +297,7 @@ class VideoEncoder(nn.Module):
     def _checked(self, video: Tensor) -> tuple[Tensor, Grid, bool]:
         """The video (a single frame repeated unless it is an image), its grid, and whether it is an image."""
         config = self.config
+        check_tensors(video=video)
         image = video.dim() == 5 and video.shape[2] == 1 and config.image_tokenizer
         if video.dim() == 5 and video.shape[2] == 1 and not image:
             video = video.expand(-1, -1, config.tubelet_size, -1, -1)
@@ -311,13 +331,16 @@ class VideoEncoder(nn.Module):
                 found="both",
                 remedy=f"Pass layers={list(self.config.levels)} for the levels as a list.",
             )
-        wanted = list(layers)
+        try:
+            wanted = [operator.index(layer) for layer in layers]
+        except TypeError:
+            wanted = []
         if not wanted or min(wanted) < 0 or max(wanted) >= self.config.depth:
             raise ShapeError(
                 "layers names blocks that do not exist",
                 expected=f"0-based blocks from 0 to {self.config.depth - 1}",
-                found=str(wanted),
-                remedy="Name at least one existing block.",
+                found=str(layers),
+                remedy="Pass a list of at least one existing block.",
             )
         return wanted
 

@@ -93,6 +93,7 @@ class FolderPart:
     problems: tuple[str, ...]
 
 
+@torch.inference_mode(False)  # else weights loaded under it could never be trained
 def from_huggingface(folder: Path | str) -> VJEPA2:
     """The float32 model in a Hugging Face folder (config.json with weights, whole or in shards), strict.
 
@@ -111,6 +112,7 @@ def from_huggingface(folder: Path | str) -> VJEPA2:
     return VJEPA2(parts["encoder"], parts.get("predictor"), parts.get("probe"), named)
 
 
+@torch.inference_mode(False)
 def encoder_from_huggingface(folder: Path | str) -> VideoEncoder:
     """The float32 encoder alone of a Hugging Face folder; its other tensors are not looked at. Raises WeightsError."""
     folder = Path(folder)
@@ -207,7 +209,7 @@ def _configs(
     labels = _labels(settings, tensors, folder / "config.json")
     configs = configs_from_foreign(settings, folder / "config.json", None if labels is None else len(labels))
     if not any(key.startswith("predictor.") for key in tensors):
-        del configs["predictor"]
+        configs.pop("predictor", None)
     return configs, labels
 
 

@@ -98,7 +98,7 @@ def _probe_names(stem: str, leaf: str) -> tuple[str, ...]:
 
 
 def configs_from_foreign(values: dict[str, Any], path: Path, num_labels: int | None) -> dict[str, Any]:
-    """Our configs by part (encoder, predictor, and probe when num_labels is given) of a config.json.
+    """Our configs by part (encoder, predictor unless it has no layers, and probe when num_labels is given) of a config.json.
 
     Fields that are absent have transformers' defaults. Raises WeightsError naming the file and the field.
     """
@@ -141,16 +141,17 @@ def configs_from_foreign(values: dict[str, Any], path: Path, num_labels: int | N
                 mlp_ratio=settings["mlp_ratio"],
                 in_chans=settings["in_chans"],
                 **shared,
-            ),
-            "predictor": PredictorConfig(
+            )
+        }
+        if settings["pred_num_hidden_layers"]:
+            configs["predictor"] = PredictorConfig(
                 depth=settings["pred_num_hidden_layers"],
                 num_heads=settings["pred_num_attention_heads"],
                 predictor_embed_dim=settings["pred_hidden_size"],
                 mlp_ratio=settings["pred_mlp_ratio"],
                 num_mask_tokens=settings["pred_num_mask_tokens"],
                 **shared,
-            ),
-        }
+            )
         if num_labels is not None:
             configs["probe"] = AttentiveProbeConfig(
                 embed_dim=settings["hidden_size"],

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from models.errors import ConfigError
+from models.errors import ConfigError, ShapeError
 from models.linear import TokenLinear
 from models.rope import RopeTables, rotate
 
@@ -207,6 +207,33 @@ def rescale_residual_outputs(blocks: Iterable[nn.Module]) -> None:
         assert isinstance(block, Block)
         block.attn.proj.weight.div_(math.sqrt(2.0 * depth))
         block.mlp.fc2.weight.div_(math.sqrt(2.0 * depth))
+
+
+def check_tensors(**given: Any) -> None:
+    """Raise ShapeError naming the first argument that is no tensor."""
+    for name, value in given.items():
+        if not isinstance(value, Tensor):
+            raise ShapeError(
+                f"{name} is no tensor",
+                expected="torch.Tensor",
+                found=type(value).__name__,
+                remedy="Convert it, for example with torch.as_tensor.",
+            )
+
+
+def check_readable(name: str, tensor: Tensor, weight: Tensor) -> None:
+    """Raise ShapeError unless a network with this weight can take the tensor's dtype where it is."""
+    kind = weight.device.type
+    readable = tensor.dtype == weight.dtype
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        readable = tensor.is_floating_point() and tensor.dtype != torch.float64
+    if not readable or tensor.device != weight.device:
+        raise ShapeError(
+            f"{name} has another dtype or place than the network's weights",
+            expected=f"{weight.dtype} on {weight.device}",
+            found=f"{tensor.dtype} on {tensor.device}",
+            remedy="Convert it with .to(device, dtype), or run under autocast for another float dtype.",
+        )
 
 
 def check_heads(dim: int, num_heads: int, name: str) -> int:

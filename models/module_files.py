@@ -58,6 +58,7 @@ def save_module(module: nn.Module, folder: Path | str, name: str) -> Path:
     return path
 
 
+@torch.inference_mode(False)  # else weights loaded under it could never be trained
 def load_module(folder: Path | str, name: str) -> Any:
     """The module that save_module wrote, on the CPU, in the dtype it was saved in. Raises WeightsError."""
     path = Path(folder) / f"{name}.safetensors"

@@ -37,18 +37,19 @@ KINDS: dict[str, tuple[tuple[type[nn.Module], type[Any]], ...]] = {
 }
 """Modules with their configs by kind of official weights; an action-anticipation probe is the second kind of probe."""
 
-_WRAPPER_PREFIX = re.compile(r"^(?:module\.|backbone\.)+")
+_WRAPPER_PREFIX = re.compile(r"^(?:module\.|backbone\.|_orig_mod\.)+")
 _PREDICTOR_HEADS = {384: 12, 1024: 16}  # heads by width of the released masked and action-conditioned predictors
 _PROBE_HEADS = {1024: 16, 1408: 16}  # heads by width of the released probes: those of ViT-L and ViT-g, no other
 _RELEASED_GRID = {"num_frames": 64, "img_size": (256, 256)}  # every 2.0 model but vitg-384
 
 
+@torch.inference_mode(False)  # else weights loaded under it could never be trained
 def from_official(kind: str, state_dict: Mapping[str, Tensor], config: Any, source: str = "") -> Any:
     """A float32 module on the CPU from tensors under official keys.
 
     ``kind``: encoder, predictor, action_predictor or probe. ``config``: the part's config (for a probe that of either
     probe), or a mapping of its fields. ``source`` names the weights in errors, a file for instance.
-    The wrappers' prefixes ``module.`` and ``backbone.`` are stripped. The unused position tables ``pos_embed`` and
+    The wrappers' prefixes ``module.``, ``backbone.`` and ``_orig_mod.`` are stripped. The unused position tables ``pos_embed`` and
     ``predictor_pos_embed`` are the only keys left out, and even they must agree: their length tells the frames and
     pixels of the training, so a 384 px checkpoint with a 256 px config is refused. Every other key must be consumed.
     The caller's tensors are not aliased: each is copied, to float32, once.
@@ -60,10 +61,7 @@ def from_official(kind: str, state_dict: Mapping[str, Tensor], config: Any, sour
     module_class, config = _resolve(kind, tensors, config)
     kept = {key: value for key, value in tensors.items() if key not in IGNORED_KEYS}
     differences = list(contradictions(kind, config, tensors, shapes_of(kept)))
-    owned = {
-        key: value.detach().to("cpu", torch.float32, copy=True, memory_format=torch.contiguous_format)
-        for key, value in kept.items()
-    }
+    owned = {key: _copy(value).to(torch.float32, memory_format=torch.contiguous_format) for key, value in kept.items()}
     return build_module(module_class, config, owned, source, differences)
 
 
@@ -76,7 +74,12 @@ def to_official(module: nn.Module) -> dict[str, Tensor]:
             expected=", ".join(module_class.__name__ for module_class in known),
             remedy="Pass one part; unwrap it first (engine, compile, data parallel).",
         )
-    return {key: value.detach().to("cpu", copy=True) for key, value in module.state_dict().items()}
+    return {key: _copy(value) for key, value in module.state_dict().items()}
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """On the CPU; a tensor on the meta device stays there."""
+    return tensor.detach().clone() if tensor.is_meta else tensor.detach().to("cpu", copy=True)
 
 
 def infer_config(kind: str, state_dict: Mapping[str, Tensor], source: str = "", **given: Any) -> Any:

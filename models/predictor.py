@@ -5,6 +5,7 @@ Sources: arXiv 2506.09985 section 2; for 2.1 arXiv 2603.14482 and app/vjepa_2_1 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -12,13 +13,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from models.encoder import ENCODER_SIZES, check_grid_divides, check_rope_reference, check_token_ids, config_grid
+from models.encoder import ENCODER_SIZES, check_grid_divides, check_token_ids, config_grid, settle_sizes
 from models.errors import ConfigError, ShapeError
 from models.layers import (
     Block,
     Checkpointing,
     broadcast_to_heads,
     check_heads,
+    check_readable,
+    check_tensors,
     config_from_dict,
     group_spans,
     init_weights,
@@ -26,7 +29,7 @@ from models.layers import (
     run_block,
 )
 from models.linear import TokenLinear
-from models.rope import Grid, RopeLayout, TableCache
+from models.rope import Grid, RopeLayout, TableCache, as_grid, check_rope
 from models.tokenizers import modality_embeddings
 
 MaskTokenPolicy = Literal["shared", "per_strategy"]
@@ -66,17 +69,10 @@ class PredictorConfig:
     context_output: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "img_size", tuple(self.img_size))  # JSON brings a list
+        settle_sizes(self)
         check_heads(self.predictor_embed_dim, self.num_heads, "predictor_embed_dim")
         check_grid_divides(self)
-        if self.num_mask_tokens < 1:
-            raise ConfigError(
-                "A predictor needs a mask token",
-                expected="num_mask_tokens >= 1",
-                found=str(self.num_mask_tokens),
-                remedy="Released predictors have 10 (2.1: 8).",
-            )
-        check_rope_reference(self.rope_reference)
+        check_rope(self.rope_layout, self.rope_reference)
         if self.levels < 1 or (self.out_embed_dim is not None and self.out_embed_dim < 1):
             raise ConfigError(
                 "A predictor needs something to predict",
@@ -188,7 +184,7 @@ class MaskedPredictor(nn.Module):
         context.
         Raises ShapeError on groups, ids, widths and dtypes that do not fit.
         """
-        grid = self.config.grid if grid is None else grid
+        grid = self.config.grid if grid is None else as_grid(grid)
         contexts, contexts_at, targets_at = (_as_list(value) for value in (context_tokens, context_ids, target_ids))
         if modality not in ("video", "image"):
             raise ShapeError("Unknown modality", expected="video or image", found=str(modality))
@@ -225,11 +221,18 @@ class MaskedPredictor(nn.Module):
 
     def mask_choices(self, mask_token: int | Sequence[int], groups: int) -> list[int]:
         """Which mask token each of so many groups gets, before the modulo; see forward."""
-        if not isinstance(mask_token, int):
-            return list(mask_token)
-        if self.config.mask_token_policy == "per_strategy":
-            return [mask_token + group for group in range(groups)]
-        return [mask_token] * groups
+        try:
+            if isinstance(mask_token, Sequence):
+                return [operator.index(token) for token in mask_token]
+            first = operator.index(mask_token)
+        except TypeError as error:
+            raise ShapeError(
+                "mask_token does not name a mask token",
+                expected="an int, or one for each mask group",
+                found=repr(mask_token),
+                remedy="Use 0 for what upstream trains.",
+            ) from error
+        return [first + group * (self.config.mask_token_policy == "per_strategy") for group in range(groups)]
 
     def _check(
         self,
@@ -249,6 +252,7 @@ class MaskedPredictor(nn.Module):
         total = grid[0] * grid[1] * grid[2]
         width = self.config.levels * self.config.embed_dim
         for context, at, targets in zip(contexts, contexts_at, targets_at, strict=True):
+            check_tensors(context_tokens=context, context_ids=at, target_ids=targets)
             if context.dim() != 3 or context.shape[-1] != width or context.shape[:2] != at.shape:
                 raise ShapeError(
                     "Context tokens do not match their ids",
@@ -257,24 +261,10 @@ class MaskedPredictor(nn.Module):
                     remedy="Pass the encoder's output for exactly these ids"
                     + (", encoded with all_levels=True." if self.config.levels > 1 else "."),
                 )
-            self._check_dtype(context)
+            check_readable("context_tokens", context, self.predictor_norm.weight)
             check_token_ids(at, contexts[0].shape[0], total, "context_ids")
             check_token_ids(targets, contexts[0].shape[0], total, "target_ids")
 
-    def _check_dtype(self, context: Tensor) -> None:
-        parameters = self.predictor_norm.weight.dtype
-        if context.dtype == parameters:
-            return
-        device = context.device.type
-        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-        if not (context.is_floating_point() and autocast):
-            raise ShapeError(
-                "Context tokens have another dtype than the predictor",
-                expected=str(parameters),
-                found=str(context.dtype),
-                remedy="Cast one of the two, or run both under torch.autocast.",
-            )
 
-
-def _as_list(value: Tensor | Sequence[Tensor]) -> list[Tensor]:
-    return [value] if isinstance(value, Tensor) else list(value)
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]

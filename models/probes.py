@@ -20,6 +20,8 @@ from models.layers import (
     Checkpointing,
     Mlp,
     attend,
+    check_readable,
+    check_tensors,
     config_from_dict,
     init_weights,
     rescale_residual_outputs,
@@ -97,7 +99,8 @@ PoolerConfig = AttentiveProbeConfig | AnticipationProbeConfig
 
 
 def _check_pooler(config: PoolerConfig) -> None:
-    if config.depth < 1 or config.num_heads < 1 or config.embed_dim < 1 or config.embed_dim % config.num_heads:
+    counts = (config.embed_dim, config.depth, config.num_heads)
+    if not all(isinstance(count, int) and count > 0 for count in counts) or config.embed_dim % config.num_heads:
         raise ConfigError(
             "This attentive probe cannot be built",
             expected="depth >= 1 and embed_dim a multiple of num_heads",
@@ -173,7 +176,7 @@ class AttentiveProbe(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Raises ShapeError unless tokens are (B, N, embed_dim)."""
-        _check_features(tokens, self.config.embed_dim, dims=(3,))
+        _check_features(tokens, self.config.embed_dim, self.pooler.query_tokens, dims=(3,))
         return self.linear(self.pooler(tokens, self.activation_checkpointing).squeeze(1))
 
 
@@ -199,7 +202,7 @@ class AnticipationProbe(nn.Module):
 
         Raises ShapeError on any other shape.
         """
-        _check_features(tokens, self.config.embed_dim, dims=(3,))
+        _check_features(tokens, self.config.embed_dim, self.pooler.query_tokens, dims=(3,))
         pooled = self.pooler(tokens, self.activation_checkpointing).unbind(1)
         return {
             task: self.get_submodule(f"{task}_classifier")(query)
@@ -232,11 +235,12 @@ class LinearProbe(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Raises ShapeError unless the last axis is embed_dim."""
-        _check_features(features, self.config.embed_dim, dims=(2, 3))
+        _check_features(features, self.config.embed_dim, self.linear.weight, dims=(2, 3))
         return self.linear(features.mean(dim=1) if features.dim() == 3 else features)
 
 
-def _check_features(features: Tensor, embed_dim: int, dims: tuple[int, ...]) -> None:
+def _check_features(features: Tensor, embed_dim: int, weight: Tensor, dims: tuple[int, ...]) -> None:
+    check_tensors(features=features)
     shape = tuple(features.shape)
     if len(shape) not in dims or shape[-1] != embed_dim or 0 in shape[1:] or not features.is_floating_point():
         raise ShapeError(
@@ -246,3 +250,4 @@ def _check_features(features: Tensor, embed_dim: int, dims: tuple[int, ...]) -> 
             found=f"{shape} {features.dtype}",
             remedy="Pass features of the encoder this probe was built for.",
         )
+    check_readable("features", features, weight)

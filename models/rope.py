@@ -9,19 +9,54 @@ Source: facebookresearch/vjepa2 src/models/utils/modules.py; arXiv 2506.09985 se
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+import operator
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from models.errors import ConfigError
+from models.errors import ConfigError, ShapeError
 
 RopeLayout = Literal["tiled", "interleaved"]
 Grid = tuple[int, int, int]
 RopeTables = tuple[Tensor, Tensor]
 
 _BASE = 10000.0
+
+
+def as_grid(sizes: Sequence[int]) -> Grid:
+    """(T, H, W) as a tuple of ints. Raises ShapeError unless it is three positive ones."""
+    try:
+        grid = tuple(operator.index(size) for size in sizes)
+    except TypeError:
+        grid = ()
+    if len(grid) != 3 or min(grid) < 1:
+        raise ShapeError(
+            "grid does not name the tokens of a clip",
+            expected="(T, H, W), three positive ints in tubelets and patches",
+            found=repr(sizes),
+            remedy="Divide frames by tubelet_size, height and width by patch_size.",
+        )
+    return grid[0], grid[1], grid[2]
+
+
+def check_rope(layout: str, reference: int | None) -> None:
+    """Raise ConfigError unless the layout is known and the reference grid is None or at least two patches wide."""
+    if layout not in get_args(RopeLayout):
+        raise ConfigError(
+            "Unknown rotary layout",
+            expected=" or ".join(get_args(RopeLayout)),
+            found=repr(layout),
+            remedy="Use tiled for released 2.0 weights, interleaved for 2.1.",
+        )
+    if reference is not None and reference < 2:
+        raise ConfigError(
+            "A rotary reference grid needs two patches",
+            expected="rope_reference None or at least 2",
+            found=str(reference),
+            remedy="V-JEPA 2.1 uses 16, the grid of 256 px.",
+        )
 
 
 def grid_positions(grid: Grid, device: torch.device) -> Tensor:
@@ -46,15 +81,8 @@ def position_tables(positions: Tensor, head_dim: int, layout: RopeLayout) -> Rop
     angles = positions.float().unsqueeze(-1) * (1.0 / _BASE**exponents)  # (N, 3, axis_dim / 2)
     if layout == "tiled":
         angles = torch.cat((angles, angles), dim=-1)
-    elif layout == "interleaved":
-        angles = angles.repeat_interleave(2, dim=-1)
     else:
-        raise ConfigError(
-            "Unknown rotary layout",
-            expected="tiled or interleaved",
-            found=str(layout),
-            remedy="Use tiled for released 2.0 weights.",
-        )
+        angles = angles.repeat_interleave(2, dim=-1)
     cos, sin = angles.cos(), angles.sin()
     sin = torch.stack((-sin[..., 0::2], sin[..., 1::2]), dim=-1).flatten(-2)
     rest = head_dim - 3 * axis_dim
@@ -83,7 +111,7 @@ class TableCache:
         if known is not None:
             return known
         if len(self._tables) >= self._capacity:
-            self._tables.pop(next(iter(self._tables)))
+            self._tables.pop(next(iter(self._tables)), None)  # None: another thread may have been first
         # Tables made under inference_mode could not be saved for a later backward.
         with torch.inference_mode(False), torch.no_grad():
             tables = self._tables[key, device] = position_tables(positions(), self.head_dim, self.layout)
