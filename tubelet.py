@@ -176,7 +176,7 @@ def build_app():  # type: ignore[no-untyped-def]
         heads: int | None = typer.Option(None, "--heads", help="Attention heads of an encoder of no released size."),
         predictor_heads: int | None = typer.Option(None, "--predictor-heads", help="Attention heads of a predictor of no released size."),
         probe_heads: int | None = typer.Option(None, "--probe-heads", help="Attention heads of a probe of no released size."),
-        overwrite: bool = typer.Option(False, "--overwrite", help="Replace files that exist."),
+        overwrite: bool = typer.Option(False, "--overwrite", help="Replace what is there; of a folder the weight files only."),
         store: Path | None = store_option,
     ) -> None:
         """Convert weights between the official layout, Hugging Face and ours; what was written is read back and compared."""

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from models.checkpoints import write_safetensors
+from models.checkpoints import is_ours, write_safetensors
 from models.encoder import VideoEncoder
 from models.errors import WeightsError
 from models.predictor import MaskedPredictor
@@ -33,6 +33,7 @@ from pipelines.errors import InputError
 from pipelines.store import disk_error
 from pipelines.weights.options import speaking_of_options
 from pipelines.weights.parts import Hints, Source, modules_of, open_source
+from pipelines.weights.replace import replace_folder
 
 Target = Literal["tubelet", "official", "huggingface"]
 _PICKLED = (".pt", ".pth", ".tar")
@@ -53,8 +54,8 @@ class Conversion:
 
 @dataclass(frozen=True)
 class Converted:
-    """Parts as (name, class, parameters, digest of the weights), files with bytes, what is not in them, and what the
-    reader of the new files has to be told."""
+    """Parts as (name, class, parameters, digest of the weights), files with bytes, what is not in them, what the reader of
+    the new files has to be told, and the files of an older model that are gone from the destination."""
 
     destination: Path
     to: str
@@ -62,9 +63,12 @@ class Converted:
     files: tuple[tuple[Path, int], ...]
     left_out: tuple[str, ...]
     notes: tuple[str, ...]
+    removed: tuple[str, ...]
 
 
-Parts = tuple[tuple[str, str, int, str], ...]
+Part = tuple[str, str, int, str]
+Parts = tuple[Part, ...]
+Notes = tuple[str, ...]
 
 
 def convert(request: Conversion) -> Converted:
@@ -81,9 +85,9 @@ def convert(request: Conversion) -> Converted:
         draft = request.destination.with_name(f".{request.destination.stem}.{uuid.uuid4().hex[:8]}{request.destination.suffix}")
         try:
             request.destination.parent.mkdir(parents=True, exist_ok=True)
-            notes: list[str] = []
-            parts = _WRITERS[request.to](request, source, chosen, draft, notes)
-            return Converted(request.destination, request.to, parts, _publish(draft, request.destination), left_out, tuple(notes))
+            parts, notes = _WRITERS[request.to](request, source, chosen, draft)
+            files, removed = _publish(draft, request.destination)
+            return Converted(request.destination, request.to, parts, files, left_out, notes, removed)
         except OSError as error:
             raise disk_error(error, request.destination.absolute().parent) or error from error
         finally:
@@ -133,58 +137,66 @@ def _choose(request: Conversion, source: Source) -> tuple[tuple[str, ...], tuple
         wanted = {"predictor"} if set(request.parts) <= set(encoders) else set()
         kept = [name for name in source.kinds if name in encoders or name in request.parts or source.kinds[name] in wanted]
         why = {name: "a Hugging Face folder has no place for it" if source.kinds[name] in ("action_predictor", "probe") else "another encoder" for name in source.kinds if name not in kept}
+        if len({source.kinds[name] for name in kept} - {"action_predictor"}) != len(kept):
+            raise InputError(
+                "A Hugging Face folder has one encoder, and at most one masked predictor and one probe", expected="such parts",
+                found=", ".join(f"{name} ({source.kinds[name].replace('_', ' ')})" for name in kept), remedy="Name other parts with --part.",
+            )  # fmt: skip
         chosen = tuple(kept)
     if request.to == "official" and request.destination.suffix == ".safetensors" and len(chosen) != 1:
         raise InputError("A safetensors file holds one part", expected="--part, or a name that ends in .pt", found=", ".join(chosen), remedy="Choose with --part, or write a .pt file.")
     return chosen, tuple(f"{name} ({reason})" for name, reason in why.items()) + source.left_out
 
 
-def _to_tubelet(request: Conversion, source: Source, chosen: tuple[str, ...], draft: Path, notes: list[str]) -> Parts:
+def _to_tubelet(request: Conversion, source: Source, chosen: tuple[str, ...], draft: Path) -> tuple[Parts, Notes]:
     told = []
     for name, module in modules_of(source, chosen, request.hints):
         safe = name.replace(".", "_")
         save_module(module, draft, safe)
-        told.append(_verified(safe, module, load_module(draft, safe)))
-    return tuple(told)
+        told.append(_verified(_part(safe, module), load_module(draft, safe)))
+    return tuple(told), ()
 
 
-def _to_official(request: Conversion, source: Source, chosen: tuple[str, ...], draft: Path, notes: list[str]) -> Parts:
-    modules = {name: module.float() for name, module in modules_of(source, chosen, request.hints)}
+def _to_official(request: Conversion, source: Source, chosen: tuple[str, ...], draft: Path) -> tuple[Parts, Notes]:
+    content: dict[str, Any] = {}
+    probes: list[dict[str, Tensor]] = []
+    notes: list[str] = []
+    waiting = []  # (kind, config, part) to read back once everything is written
+    for name, module in modules_of(source, chosen, request.hints):
+        kind, tensors = source.kinds[name], to_official(module.float())
+        notes += _untold(name, kind, module)
+        waiting.append((kind, module.config, _part(f"classifiers.{len(probes)}" if kind == "probe" else name, module)))
+        # Upstream's trainers load into wrapped modules and strip "backbone." only, with strict=False: bare keys
+        # would be skipped there in silence.
+        wrapper = "module.backbone." if isinstance(module, VideoEncoder | MaskedPredictor) else "module."
+        if draft.suffix == ".safetensors":
+            content = tensors
+        elif kind == "probe":
+            probes.append({wrapper + key: value for key, value in tensors.items()})
+        else:
+            content[name] = {wrapper + key: value for key, value in tensors.items()}
     if draft.suffix == ".safetensors":
-        (module,) = modules.values()
-        write_safetensors(to_official(module), draft, {"format": "pt"})
+        write_safetensors(content, draft, {"format": "pt"})
     else:
-        content: dict[str, object] = {}
-        probes: list[dict[str, Tensor]] = []
-        for name, module in modules.items():
-            # Upstream's trainers load into wrapped modules and strip "backbone." only, with strict=False: bare keys
-            # would be skipped there in silence.
-            wrapper = "module.backbone." if isinstance(module, VideoEncoder | MaskedPredictor) else "module."
-            tensors = {wrapper + key: value for key, value in to_official(module).items()}
-            if source.kinds[name] == "probe":
-                probes.append(tensors)
-            else:
-                content[name] = tensors
         torch.save(content | ({"classifiers": probes} if probes else {}), draft)
-    notes += [note for name, module in modules.items() for note in _untold(name, source.kinds[name], module)]
-    told, probe = [], 0
-    for name, module in modules.items():
-        kind = source.kinds[name]
-        stored = None if draft.suffix == ".safetensors" else f"classifiers.{probe}" if kind == "probe" else name
-        probe += kind == "probe"
-        told.append(_verified(stored or name, module, from_official(kind, read_checkpoint(draft, stored), module.config, str(draft))))
-    return tuple(told)
+    content.clear()
+    probes.clear()
+    told = []
+    for kind, config, part in waiting:
+        tensors = read_checkpoint(draft, None if draft.suffix == ".safetensors" else part[0])
+        told.append(_verified(part, from_official(kind, tensors, config, str(draft))))
+    return tuple(told), tuple(notes)
 
 
-def _to_huggingface(request: Conversion, source: Source, chosen: tuple[str, ...], draft: Path, notes: list[str]) -> Parts:
+def _to_huggingface(request: Conversion, source: Source, chosen: tuple[str, ...], draft: Path) -> tuple[Parts, Notes]:
     modules = {name: module.float() for name, module in modules_of(source, chosen, request.hints)}
+    told = {type(module): _part(name, module) for name, module in modules.items()}
     model = VJEPA2(_only(modules, VideoEncoder), _only(modules, MaskedPredictor), _only(modules, AttentiveProbe))
-    side = request.hints.image_size or model.encoder.config.img_size[0]
-    to_huggingface(model, draft, image_size=side)
+    to_huggingface(model, draft, image_size=model.encoder.config.img_size[0])
+    del model, modules  # what was written is read back whole
     back = from_huggingface(draft)
-    pairs = (("encoder", model.encoder, back.encoder), ("predictor", model.predictor, back.predictor), ("probe", model.probe, back.probe))
-    names = {id(module): name for name, module in modules.items()}
-    return tuple(_verified(names[id(module)], module, read) for _, module, read in pairs if module is not None)
+    read: dict[type, Any] = {type(module): module for module in (back.encoder, back.predictor, back.probe)}
+    return tuple(_verified(part, read.get(kind)) for kind, part in told.items()), ()
 
 
 _WRITERS = {"tubelet": _to_tubelet, "official": _to_official, "huggingface": _to_huggingface}
@@ -206,22 +218,27 @@ def _untold(name: str, kind: str, module: Any) -> list[str]:
     return [f"{name}: the official layout does not tell {', '.join(wrong)}; give this to whoever reads the file"] if wrong else []
 
 
-def _verified(name: str, module: nn.Module, read: nn.Module | None) -> tuple[str, str, int, str]:
-    """Name, class, parameters and digest of a part that was read back equal. Raises WeightsError when it was not."""
-    digest = state_digest(module)
+def _part(name: str, module: nn.Module) -> Part:
+    return name, type(module).__name__, sum(value.numel() for value in module.parameters()), state_digest(module)
+
+
+def _verified(part: Part, read: nn.Module | None) -> Part:
+    """The part, when `read` has its digest. Raises WeightsError when it has not."""
+    name, _, _, digest = part
     if read is None or state_digest(read) != digest:
         raise WeightsError(f"{name} came back different from what was written", expected=f"digest {digest[:12]}", found="another", remedy="Look at disk and memory of this machine, and try again; nothing was kept.")
-    return name, type(module).__name__, sum(value.numel() for value in module.parameters()), digest
+    return part
 
 
-def _publish(draft: Path, destination: Path) -> tuple[tuple[Path, int], ...]:
-    """Put the draft into place; files of a folder replace those of their names."""
+def _publish(draft: Path, destination: Path) -> tuple[tuple[tuple[Path, int], ...], tuple[str, ...]]:
+    """Put the draft into place: (files with bytes, names of an older model's files that are gone)."""
     if draft.is_file():
+        description = destination.with_suffix(".json")
+        stale = destination.suffix == ".safetensors" and is_ours(destination)  # else it would be read as ours
         os.replace(draft, destination)
-        return ((destination, destination.stat().st_size),)
-    destination.mkdir(exist_ok=True)
-    written = []
-    for path in sorted(draft.iterdir()):
-        os.replace(path, destination / path.name)
-        written.append((destination / path.name, (destination / path.name).stat().st_size))
-    return tuple(written)
+        if stale:
+            description.unlink()
+        return ((destination, destination.stat().st_size),), (description.name,) if stale else ()
+    names = sorted(path.name for path in draft.iterdir())
+    removed = replace_folder(draft, destination)
+    return tuple((destination / name, (destination / name).stat().st_size) for name in names), removed

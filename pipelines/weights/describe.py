@@ -51,6 +51,8 @@ def converted_text(done: Converted) -> str:
     width = max(len(name) for name, *_ in done.parts)
     lines = [f"{name:<{width}}  {kind}, {millions(count)} parameters, digest {digest[:12]}, read back equal" for name, kind, count, digest in done.parts]
     lines += [f"wrote {path}  {bytes_text(size)}" for path, size in done.files]
+    if done.removed:
+        lines.append(f"removed {', '.join(done.removed)}, of the model that was there")
     if done.left_out:
         lines.append(f"left out: {'; '.join(done.left_out)}")
     lines += [f"note: {note}" for note in done.notes]

@@ -10,11 +10,12 @@ from typing import Any
 from torch import nn
 
 from models.checkpoints import PART_MEANINGS, Checkpoint, huggingface_folder, open_checkpoint
+from models.errors import WeightsError
 from models.inspection import released_input
 from models.module_files import read_description
 from models.official import kind_of, kind_of_class
 from models.weight_shapes import IGNORED_KEYS
-from models.weights import from_huggingface, from_official, infer_config, load_encoder, load_module
+from models.weights import from_huggingface, from_official, infer_config, load_module
 from pipelines.errors import InputError
 from pipelines.weights.options import speaking_of_options
 
@@ -92,24 +93,39 @@ def modules_of(source: Source, names: tuple[str, ...], hints: Hints) -> Iterator
         for name in names:
             module = getattr(model, "encoder" if source.kinds[name] == "encoder" else name)
             if module is not None:
-                yield name, module
+                yield name, _agreeing(name, module, hints.given(source.kinds[name]), path)
         return
     for name in names:
         if checkpoint.layout == "tubelet":
-            yield name, load_module(path, name) if path.is_dir() else load_module(path.parent, path.stem)
+            module = load_module(path, name) if path.is_dir() else load_module(path.parent, path.stem)
+            yield name, _agreeing(name, module, hints.given(source.kinds[name]), path)
         else:
             yield name, _official_module(source, name, hints)
 
 
+def _agreeing(name: str, module: Any, given: dict[str, Any], path: Path) -> nn.Module:
+    """The module, unless the configuration that came with it contradicts what was given. Raises InputError."""
+    stored = {field: getattr(module.config, field) for field in given if hasattr(module.config, field)}  # a linear probe has no heads
+    wrong = [f"{field} {given[field]} given, {value} stored" for field, value in stored.items() if value != given[field]]
+    if wrong:
+        raise InputError(
+            f"{path}: {name} has another configuration than the given one", expected="options that agree with it", found="; ".join(wrong),
+            remedy="Leave these options out: this layout carries its configuration.",
+        )  # fmt: skip
+    return module  # type: ignore[no-any-return]
+
+
 def _official_module(source: Source, name: str, hints: Hints) -> nn.Module:
     checkpoint, kind, where = source.checkpoint, source.kinds[name], f"{source.checkpoint.path}: {name}"
-    given = hints.given(kind)
-    if kind == "encoder":
-        return load_encoder(checkpoint.path, None if checkpoint.is_flat else name, **given)
     tensors = checkpoint.parts[_WHOLE] if checkpoint.is_flat else checkpoint.parts[name]
-    given = released_input(checkpoint, kind, tensors) | given
+    given = released_input(checkpoint, kind, tensors) | hints.given(kind)
     with speaking_of_options(kind):
-        return from_official(kind, tensors, infer_config(kind, tensors, where, **given), where)
+        config = infer_config(kind, tensors, where, **given)
+    try:
+        return from_official(kind, tensors, config, where)  # type: ignore[no-any-return]
+    except WeightsError as error:
+        remedy = f"Look with `tubelet weights inspect {checkpoint.path}`; --part converts the other parts. {error.remedy}"
+        raise WeightsError(error.problem, expected=error.expected, found=error.found, remedy=remedy) from error
 
 
 def _stored_kind(folder: Path, name: str) -> str:

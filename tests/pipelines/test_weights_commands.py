@@ -29,7 +29,7 @@ from models.weights import (
 from pipelines.errors import InputError
 from pipelines.weights import convert as conversion
 from pipelines.weights.convert import Conversion, Converted, convert
-from pipelines.weights.describe import inspection_json, inspection_text, is_sound
+from pipelines.weights.describe import converted_text, inspection_json, inspection_text, is_sound
 from pipelines.weights.parts import Hints
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -137,6 +137,56 @@ def test_files_that_exist_are_kept_unless_told_otherwise(ours: Path, tmp_path: P
     with pytest.raises(InputError, match="lies in the source"):
         run(ours, ours / "hf", "huggingface", "encoder", overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["one.safetensors"]
+
+
+def test_overwriting_a_folder_leaves_no_file_of_the_old_model(ours: Path, modules: dict[str, nn.Module], tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    run(ours, target, "tubelet")
+    for name in ("README.md", "lora.safetensors", "results.json"):
+        (target / name).write_text("mine")
+    mine = {"README.md", "lora.safetensors", "results.json"}
+    done = run(ours, target, "tubelet", "encoder", overwrite=True)
+    assert set(done.removed) == {f"{name}.{end}" for name in ("target_encoder", "predictor") for end in ("json", "safetensors")}
+    assert "removed predictor.json" in converted_text(done)
+    assert {path.name for path in target.iterdir()} == mine | {"encoder.json", "encoder.safetensors"}
+    done = run(ours, target, "huggingface", "target_encoder", overwrite=True)
+    assert set(done.removed) == {"encoder.json", "encoder.safetensors"}
+    assert state_digest(load_encoder(target)) == state_digest(modules["target_encoder"])
+    (target / "pytorch_model-00001-of-00001.bin").write_text("shard")
+    (target / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"a": "pytorch_model-00001-of-00001.bin", "b": "README.md", "c": "../x.bin"}}))
+    run(ours, target, "tubelet", "predictor", overwrite=True)
+    assert {path.name for path in target.iterdir()} == mine | {"predictor.json", "predictor.safetensors"}
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    one = run(ours, target / "predictor.safetensors", "official", "encoder", overwrite=True)
+    assert one.removed == ("predictor.json",) and state_digest(load_encoder(target / "predictor.safetensors", num_heads=3)) == state_digest(modules["encoder"])
+
+
+def test_old_model_comes_back_when_a_new_file_cannot_be_put_in_place(ours: Path, tmp_path: Path) -> None:
+    run(ours, tmp_path / "model", "tubelet", "encoder")
+    (tmp_path / "model" / "predictor.safetensors").mkdir()
+    before = {path.name for path in (tmp_path / "model").iterdir()}
+    with pytest.raises(OSError, match="predictor"):
+        run(ours, tmp_path / "model", "tubelet", overwrite=True)
+    assert {path.name for path in (tmp_path / "model").iterdir()} == before and [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert load_encoder(tmp_path / "model").config == ENCODER
+
+
+def test_options_that_contradict_a_stored_configuration_are_refused(ours: Path, tmp_path: Path) -> None:
+    for hints, words in ((Hints(heads=2), "num_heads 2 given, 3 stored"), (Hints(image_size=64), r"img_size \(64, 64\) given, \(32, 32\) stored")):
+        with pytest.raises(InputError, match=words):
+            run(ours, tmp_path / "hf", "huggingface", "encoder", hints=hints)
+    run(ours, tmp_path / "hf", "huggingface", "encoder")
+    with pytest.raises(InputError, match="carries its configuration"):
+        run(tmp_path / "hf", tmp_path / "back", "tubelet", hints=Hints(heads=2))
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+def test_broken_part_says_how_to_look_at_it(tmp_path: Path) -> None:
+    tensors = to_official(drawn(VideoEncoder(ENCODER)))
+    del tensors["norm.bias"]
+    torch.save({"encoder": tensors}, tmp_path / "broken.pt")
+    with pytest.raises(WeightsError, match=r"norm\.bias.*Look with `tubelet weights inspect"):
+        run(tmp_path / "broken.pt", tmp_path / "ours", "tubelet")
 
 
 def test_nothing_is_kept_when_what_was_written_reads_back_differently(ours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
