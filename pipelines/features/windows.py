@@ -44,9 +44,6 @@ class RejectedVideo(InputError):
         super().__init__(f"{path} cannot be read", expected="a video that decodes to its end", found=f"{code.value}: {detail}", remedy=REMEDIES.get(code, _REENCODE))
         self.code, self.detail = code, detail
 
-    def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (Path(self.problem.removesuffix(" cannot be read")), self.code, self.detail)
-
 
 @dataclass(frozen=True, eq=False)
 class Window:
@@ -133,7 +130,7 @@ def _windows(path: Path, settings: FeatureSettings, clock: _Elapsed, beat: Calla
         clock.frames, clock.now = clock.frames + 1, now
     if picture is None:
         raise RejectedVideo(path, Reject.NO_FRAMES, "no frame came out")
-    end = clock.now + (clock.now / (clock.frames - 1) if clock.frames > 1 and clock.now > 0 else 1 / rate)
+    end = clock.now + (picture.duration_s or (clock.now / (clock.frames - 1) if clock.frames > 1 and clock.now > 0 else 1 / rate))
     # One frame may be a large share of a tiny file.
     if end < TRUNCATED_BELOW * declared_s and declared_frames - clock.frames != 1:
         raise RejectedVideo(path, Reject.TRUNCATED, f"{float(end):.2f} of {float(declared_s):.2f} declared seconds")
@@ -149,6 +146,11 @@ class _Picture:
     def __init__(self, frame: av.VideoFrame, preprocess: Preprocess) -> None:
         self._frame = frame
         self._preprocess = preprocess
+
+    @property
+    def duration_s(self) -> Fraction:
+        """How long the file shows it, in s; 0 where it does not say."""
+        return (self._frame.duration or 0) * (self._frame.time_base or Fraction(0))
 
     @cached_property
     def prepared(self) -> Tensor:

@@ -83,6 +83,7 @@ def _measure(container: Any, stream: Any) -> dict[str, Any]:
     discarded = 0
     errors: list[str] = []
     first: Any = None
+    last: Any = None
     packets = container.demux(stream)
     while True:
         try:
@@ -101,7 +102,7 @@ def _measure(container: Any, stream: Any) -> dict[str, Any]:
             errors.append(f"packet at {packet.pts}: {error.strerror}")
             continue
         for frame in frames:
-            first = first or frame
+            first, last = first or frame, frame
             stamps.append(clock.pts(frame))
             if frame.is_corrupt:
                 errors.append(f"frame at {stamps[-1]} is damaged")
@@ -113,7 +114,8 @@ def _measure(container: Any, stream: Any) -> dict[str, Any]:
     ordered = np.sort(np.asarray(stamps, np.int64))
     steps = np.diff(ordered)
     typical = int(np.median(steps)) if len(steps) else clock.step
-    duration_s = float((int(ordered[-1] - ordered[0]) + typical) * base)
+    # The last picture may be held for long (slides, screen recordings): what the file says of it counts.
+    duration_s = float((int(ordered[-1] - ordered[0]) + (last.duration or typical)) * base)
     # Seconds where the container declares them: some (AVI) declare ticks where frames are meant.
     covered = duration_s / float(stream.duration * base) if stream.duration else len(stamps) / max(declared, 1)
     if covered < TRUNCATED_BELOW and declared - len(stamps) != 1:  # one frame may be a large share of a tiny file

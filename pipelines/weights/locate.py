@@ -10,6 +10,8 @@ from pipelines.errors import MissingArtefact
 from pipelines.lineage.tree import find
 from pipelines.store import Store
 
+_ADDRESS = re.compile(r"[a-z0-9+]+://.*")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _ARTEFACT = re.compile(r"[a-z][a-z0-9_]*(\[[A-Za-z0-9._-]+\])?|[0-9a-f]{8,}")
 
 
@@ -21,6 +23,13 @@ def locate(name: str, store: Path) -> Path:
     path = Path(name).expanduser()
     if path.exists():
         return path
+    hub_name = _HUB_NAME.fullmatch(name) and not path.parent.exists() and not name.endswith((".pt", ".pth", ".tar", ".safetensors"))
+    if hub_name or _ADDRESS.fullmatch(name):
+        raise WeightsError(
+            f"{name} is not on this machine, and nothing is downloaded", expected="a checkpoint file or a folder with weights that is here",
+            found="a name of the Hugging Face hub" if hub_name else "an address",
+            remedy=f"Fetch it first ({f'huggingface-cli download {name} --local-dir FOLDER' if hub_name else 'with a browser or curl'}), then name the file or folder.",
+        )  # fmt: skip
     if not _ARTEFACT.fullmatch(name):
         raise WeightsError(
             f"{name} does not exist", expected="a checkpoint file, a folder with weights, or an artefact such as cooled_encoder[nano]",

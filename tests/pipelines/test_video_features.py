@@ -9,9 +9,11 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -105,6 +107,25 @@ def test_one_frame_is_a_window_of_it_repeated(tmp_path: Path) -> None:
     write_video(tmp_path / "one.mp4", levels(1), RATE)
     (window,) = windows_of(tmp_path / "one.mp4", settings_for(CONFIG))
     assert window.filled == 3 and window.end_s == pytest.approx(1 / RATE)
+
+
+def test_last_frame_lasts_as_long_as_the_file_says(tmp_path: Path) -> None:
+    """Slides and screen recordings hold their last picture; the mean spacing says nothing of it."""
+    with av.open(str(tmp_path / "slides.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=RATE, options={"bf": "0", "tune": "zerolatency"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        packets = []
+        for number, picture in enumerate(levels(8)):
+            frame = av.VideoFrame.from_ndarray(picture, "rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, RATE)
+            packets += stream.encode(frame)
+        packets += stream.encode(None)
+        for packet in packets:
+            packet.duration = 17 if packet is packets[-1] else 1
+            container.mux(packet)
+    windows = list(windows_of(tmp_path / "slides.mp4", settings_for(CONFIG)))
+    assert [(window.start_s, window.end_s, window.filled) for window in windows] == [(0.0, 1.0, 0), (1.0, 2.0, 0), (2.0, 3.0, 0)]
+    assert [number_of(windows[-1].video[:, tick]) for tick in range(4)] == [7] * 4
 
 
 @pytest.fixture(scope="module")

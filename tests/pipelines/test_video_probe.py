@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
+import numpy as np
 import pytest
 
 from pipelines.checks import failed
@@ -31,6 +34,23 @@ def make_video(path: Path, *options: Any, seconds: float = 2.0, rate: int = 25, 
 @pytest.fixture(scope="module")
 def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_video(tmp_path_factory.mktemp("probe") / "plain.mp4", "-c:v", "libx264", "-movflags", "+faststart")
+
+
+def held_video(path: Path, *, held: int) -> Path:
+    """20 frames at 10 frames/s; the last is shown for `held` tenths of a second."""
+    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream("libx264", rate=10, options={"bf": "0", "tune": "zerolatency"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        packets = []
+        for number in range(20):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 10 * number, np.uint8), "rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, 10)
+            packets += stream.encode(frame)
+        packets += stream.encode(None)
+        for packet in packets:
+            packet.duration = held if packet is packets[-1] else 1
+            container.mux(packet)
+    return path
 
 
 def batch_of(*paths: Path) -> Batch:
@@ -83,6 +103,11 @@ def test_variable_frame_rate_and_late_start_are_seen(tmp_path: Path) -> None:
     row = probe_file(str(path))
     assert row["variable_frame_rate"]
     assert row["start_pts"] * row["time_base_num"] / row["time_base_den"] == pytest.approx(3.0, abs=0.1)
+
+
+def test_last_picture_that_is_held_long_belongs_to_the_video(tmp_path: Path) -> None:
+    row = probe_file(str(held_video(tmp_path / "slides.mp4", held=80)))
+    assert row["frames"] == 20 and row["duration_s"] == pytest.approx((19 + 80) / 10) and row["frame_rate"] == pytest.approx(10.0)
 
 
 def test_every_bad_file_becomes_a_row_with_its_code(video: Path, tmp_path: Path) -> None:

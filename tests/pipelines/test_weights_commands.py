@@ -30,6 +30,7 @@ from pipelines.errors import InputError
 from pipelines.weights import convert as conversion
 from pipelines.weights.convert import Conversion, Converted, convert
 from pipelines.weights.describe import converted_text, inspection_json, inspection_text, is_sound
+from pipelines.weights.locate import locate
 from pipelines.weights.parts import Hints
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -187,6 +188,18 @@ def test_broken_part_says_how_to_look_at_it(tmp_path: Path) -> None:
     torch.save({"encoder": tensors}, tmp_path / "broken.pt")
     with pytest.raises(WeightsError, match=r"norm\.bias.*Look with `tubelet weights inspect"):
         run(tmp_path / "broken.pt", tmp_path / "ours", "tubelet")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("facebook/vjepa2-vitl-fpc64-256", r"nothing is downloaded.*huggingface-cli download facebook/vjepa2-vitl-fpc64-256"),
+        ("https://dl.fbaipublicfiles.com/vjepa2/vitl.pt", "nothing is downloaded.*browser"), ("gone/vitl.pt", "does not exist"), ("./a/b/c", "does not exist"),
+    ],
+)  # fmt: skip
+def test_checkpoint_that_is_elsewhere_must_be_fetched_first(name: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=words):
+        locate(name, tmp_path)
 
 
 def test_nothing_is_kept_when_what_was_written_reads_back_differently(ours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
