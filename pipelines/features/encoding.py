@@ -46,6 +46,8 @@ def video_features(
         settings = settings_for(encoder.config, **options)
     elif options:
         raise InputError("Settings and single options contradict each other", expected="one of the two", found=", ".join(options), remedy="Pass either.")
+    if not Path(path).exists():
+        raise InputError(f"{path} does not exist", expected="a video", found="nothing there", remedy="Check the path.")
     windows = windows_of(Path(path), settings)
     while together := list(islice(windows, batch or default_batch(encoder, settings))):
         for window, values in zip(together, encode(encoder, together, settings), strict=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,11 @@ from pipelines.features.windows import Window
 FileFormat = Literal["npy", "parquet"]
 METADATA = b"tubelet.features"
 _ROWS_TOGETHER = 1024
+
+
+def is_one_file(out: Path) -> bool:
+    """Whether `out` names a file of features; anything else is a folder, dots in its name or not."""
+    return out.suffix in {f".{known}" for known in get_args(FileFormat)}
 
 
 class FeatureWriter(Protocol):

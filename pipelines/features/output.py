@@ -2,10 +2,10 @@
 
 A folder holds::
 
-    features.json    weights (with digest), preprocessing, sampling, versions: what made every number here
+    features.json    weights (with digest), preprocessing, sampling, versions: what made every number here; whose videos
     features/        one file a video, under its relative path: a/b.mp4 -> features/a/b.mp4.npy (or .parquet)
     index.parquet    one row a window: video, file, window (row of the array), start_s, end_s, filled
-    videos.jsonl     one line a finished video: size and time of its file, and its windows
+    videos.jsonl     one line a finished video: size and time of its file, and its windows; the newest line counts
     rejected.csv     videos that gave no features in the last run: reason and remedy
 
 Every file appears whole or not at all, so a stopped run leaves only good ones and the next goes on from there.
@@ -17,6 +17,7 @@ import csv
 import fcntl
 import io
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.errors import InputError
-from pipelines.features.files import FeatureWriter, FileFormat, NpyWriter, ParquetWriter, partial_name
+from pipelines.features.files import FeatureWriter, FileFormat, NpyWriter, ParquetWriter, is_one_file, partial_name
 from pipelines.features.settings import FeatureSettings, differing
 from pipelines.features.windows import RejectedVideo, Window
 from pipelines.store import write_atomic
@@ -106,7 +107,13 @@ class FolderOutput(Output):
         self.root = root
         stated = root / "features.json"
         if stated.exists():
-            self._insist_on_same(_read_json(stated), root)
+            told = _read_json(stated)
+            self._insist_on_same(told, root)
+            if told.get("source") != description["source"]:
+                raise InputError(
+                    f"{root} holds features of the videos of another folder", expected=str(told.get("source")), found=str(description["source"]),
+                    remedy=f"Choose another --out; if that folder was moved, write its new place as source into {stated}.",
+                )  # fmt: skip
         elif root.exists() and (not root.is_dir() or any(not item.name.startswith(".") for item in root.iterdir())):
             raise InputError(f"{root} holds something else", expected="a new or empty folder, or one with features.json", found="other files", remedy="Choose another --out.")
         root.mkdir(parents=True, exist_ok=True)
@@ -131,9 +138,19 @@ class FolderOutput(Output):
     def finish(self, video: SourceVideo, writer: FeatureWriter, windows: list[Window]) -> None:
         writer.finish()
         line = {**video.stamp, "file": str(self.file_of(video).relative_to(self.root)), "windows": windows_record(windows)}
-        with open(self._journal, "a") as handle:
-            handle.write(json.dumps(line) + "\n")
+        self._note(line)
         self._done[video.name] = line
+
+    def reject(self, video: SourceVideo, reason: RejectedVideo) -> None:
+        """A video that had features and can no longer be read loses them: they were of another file."""
+        super().reject(video, reason)
+        if self._done.pop(video.name, None):
+            self._note({"video": video.name, "rejected": reason.code.value})
+            self.file_of(video).unlink(missing_ok=True)
+
+    def done_but_not_among(self, videos: Iterable[SourceVideo]) -> int:
+        """How many videos have features here and are not of these."""
+        return len(self._done.keys() - {video.name for video in videos})
 
     def close(self) -> None:
         """Bring index and list of rejects up to date with the files; also after a run that was stopped."""
@@ -143,14 +160,21 @@ class FolderOutput(Output):
             for line in lines for number, (start, end, filled) in enumerate(line["windows"])
         ]  # fmt: skip
         index = self.root / "index.parquet"
-        pq.write_table(pa.Table.from_pylist(rows, schema=INDEX), partial_name(index), compression="zstd")
-        partial_name(index).replace(index)
+        if rows:
+            pq.write_table(pa.Table.from_pylist(rows, schema=INDEX), partial_name(index), compression="zstd")
+            partial_name(index).replace(index)
+        else:
+            index.unlink(missing_ok=True)
         refused = self.root / "rejected.csv"
         if self.rejected:
             write_atomic(refused, rejects_csv(self.rejected))
         else:
             refused.unlink(missing_ok=True)
         self._lock.close()
+
+    def _note(self, line: dict[str, Any]) -> None:
+        with open(self._journal, "a") as handle:
+            handle.write(json.dumps(line) + "\n")
 
     def _read_journal(self) -> dict[str, dict[str, Any]]:
         """Finished videos by name, the newest line of each; a last line that a crash tore is cut off."""
@@ -161,7 +185,8 @@ class FolderOutput(Output):
         if whole != text:
             write_atomic(self._journal, whole)
         try:
-            return {line["video"]: line for line in map(json.loads, whole.splitlines())}
+            newest = {line["video"]: line for line in map(json.loads, whole.splitlines())}
+            return {name: line for name, line in newest.items() if "rejected" not in line}
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{self._journal} is damaged", expected="one JSON object a line", found=repr(error), remedy="Delete the folder and run again.") from error
 
@@ -201,7 +226,7 @@ class FileOutput(Output):
 
 def open_output(out: Path, description: dict[str, Any], settings: FeatureSettings, file_format: FileFormat) -> FolderOutput | FileOutput:
     """A file when `out` ends in .npy or .parquet, else a folder."""
-    kind = FileOutput if out.suffix in (".npy", ".parquet") else FolderOutput
+    kind = FileOutput if is_one_file(out) else FolderOutput
     return kind(out, description, settings, file_format)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from models.assembly import listed
+from pipelines.features.files import is_one_file
 from pipelines.features.work import Outcome
 
 _SHOWN = 8
@@ -17,10 +18,14 @@ def outcome_text(outcome: Outcome) -> str:
         lines.append(f"{_count(outcome.skipped, 'video')} had features with these settings already")
     if outcome.filled:
         lines.append(f"{_count(outcome.filled, 'window')} longer than what was left of the video: the last frame repeated (filled says how often)")
+    if outcome.stills:
+        lines.append(f"{_count(outcome.stills, 'video')} with one frame only (a still image): it fills the window")
+    if outcome.gone:
+        lines.append(f"{_count(outcome.gone, 'video')} in the index, no longer in the folder: features and rows are kept")
     if outcome.others:
         lines.append(f"{_count(len(outcome.others), 'file')} left alone, not videos by name: {listed(outcome.others)}")
     if outcome.rejected:
-        lines.append(f"WARNING: {_count(len(outcome.rejected), 'video')} gave no features" + ("" if outcome.out.suffix else f", listed in {outcome.out / 'rejected.csv'}"))
+        lines.append(f"WARNING: {_count(len(outcome.rejected), 'video')} gave no features" + ("" if is_one_file(outcome.out) else f", listed in {outcome.out / 'rejected.csv'}") + "; the next run tries again")
         lines += [f"  {video.name}: {reason.found}. {reason.remedy}" for video, reason in outcome.rejected[:_SHOWN]]
     if len(outcome.rejected) > _SHOWN:
         lines.append(f"  and {len(outcome.rejected) - _SHOWN} more")
@@ -40,7 +45,7 @@ def _files(outcome: Outcome) -> list[str]:
     axes = (["layer"] if settings.layers else []) + {"clip": ["D"], "frame": ["time", "D"], "dense": ["time", "row", "column", "D"]}[settings.pool]
     shape = f"({', '.join(['window', *axes])}) = (W, {', '.join(map(str, outcome.shape))})"
     content = f"{settings.stored} {shape}" if outcome.file_format == "npy" else f"one row a {'tubelet' if settings.pool == 'frame' else 'window'}, {settings.stored}"
-    if outcome.out.suffix:
+    if is_one_file(outcome.out):
         return [f"  {outcome.out.name}  {content}", f"  {outcome.out.name}.json  weights, settings, and the times of each window"]
     return [
         f"  features/<video>.{outcome.file_format}  {content}",

@@ -16,9 +16,9 @@ from models.encoder import VideoEncoder
 from models.weights import load_encoder, state_digest
 from pipelines.errors import InputError
 from pipelines.features.encoding import default_batch
-from pipelines.features.files import FileFormat
-from pipelines.features.output import FORMAT, open_output
-from pipelines.features.settings import FeatureSettings, settings_for, size_of
+from pipelines.features.files import FileFormat, is_one_file
+from pipelines.features.output import FORMAT, FolderOutput, open_output
+from pipelines.features.settings import FeatureSettings, check_options, settings_for
 from pipelines.features.sources import Request, find_videos
 from pipelines.features.work import Outcome, Work
 from pipelines.identity import canonical_json
@@ -27,6 +27,7 @@ from pipelines.weights.locate import locate
 from pipelines.weights.options import speaking_of_options
 
 logger = logging.getLogger("tubelet.features")
+_NO_FOLDERS = (".csv", ".json", ".jsonl", ".txt", ".npz", ".pt", ".pth", ".pkl", ".safetensors", ".h5", ".hdf5", ".mp4")  # names that mean a file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,17 +54,18 @@ def extract_features(request: FeatureRequest) -> Outcome:
     """
     videos = find_videos(request.source)
     out, file_format = _destination(request)
+    device = _device(request.device)
+    check_options(**{name: value for name, value in request.options.items() if name not in ("frames", "layers", "antialias")})
+    if request.options.get("pool") == "dense" and file_format == "parquet":
+        raise InputError("Dense features go to npy only", expected="--format npy, or --pool clip or frame", found="--format parquet", remedy="Use --format npy.")
+    if request.options.get("precision") == "bf16" and device.type != "cuda":
+        raise InputError("bf16 is for GPUs", expected="a CUDA device (a CPU is slower in bf16 than in fp32)", found=device.type, remedy="Leave out --precision.")
     path = locate(request.checkpoint, request.store)
     with speaking_of_options():
         encoder = load_encoder(path, part=request.part, **({} if request.heads is None else {"num_heads": request.heads}))
-    size = request.options.get("size")
-    settings = settings_for(encoder.config, **{**request.options, "size": size_of(size) if isinstance(size, str) else size})
-    if settings.pool == "dense" and file_format == "parquet":
-        raise InputError("Dense features go to npy only", expected="--format npy, or --pool clip or frame", found="--format parquet", remedy="Use --format npy.")
-    if settings.precision == "bf16" and _device(request.device).type != "cuda":
-        raise InputError("bf16 is for GPUs", expected="a CUDA device (a CPU is slower in bf16 than in fp32)", found=_device(request.device).type, remedy="Leave out --precision.")
+    settings = settings_for(encoder.config, **request.options)
     description = describe(request, path, encoder, settings, file_format)
-    encoder.to(_device(request.device)).eval()
+    encoder.to(device).eval()
     try:
         return _write(request, out, description, encoder, settings, file_format, videos)
     except OSError as error:
@@ -82,6 +84,8 @@ def _write(
     try:
         waiting = [video for video in videos.videos if not output.is_done(video)]
         outcome.skipped = len(videos.videos) - len(waiting)
+        if request.source.is_dir() and isinstance(output, FolderOutput):
+            outcome.gone = output.done_but_not_among(videos.videos)
         if waiting:
             _say_what_begins(request, encoder, settings, len(waiting))
             batch = request.batch or default_batch(encoder, settings)
@@ -96,6 +100,7 @@ def _write(
 def describe(request: FeatureRequest, path: Path, encoder: VideoEncoder, settings: FeatureSettings, file_format: FileFormat) -> dict[str, Any]:
     """What features.json says: enough to make the same features again, or to know that others are not the same."""
     weights = state_digest(encoder)
+    root = request.source if request.source.is_dir() else request.source.parent
     packages = {"python": platform.python_version()}
     for name in ("tubelet", "torch", "av", "numpy"):
         try:
@@ -105,7 +110,7 @@ def describe(request: FeatureRequest, path: Path, encoder: VideoEncoder, setting
     return {
         "format": FORMAT, "settings_digest": settings.digest(weights, encoder.config), "file_format": file_format,
         "checkpoint": {"name": request.checkpoint, "path": str(path.absolute()), "part": request.part, "digest": weights, "config": json.loads(canonical_json(encoder.config.to_dict()))},
-        "settings": settings.to_dict(), "versions": packages,
+        "settings": settings.to_dict(), "source": str(root.resolve()), "versions": packages,
     }  # fmt: skip
 
 
@@ -114,13 +119,15 @@ def _destination(request: FeatureRequest) -> tuple[Path, FileFormat]:
     out = request.out or Path(f"{request.source.resolve().stem if request.source.is_file() else request.source.resolve().name}-features")
     if request.file_format not in (None, *get_args(FileFormat)):
         raise InputError(f"There is no format {request.file_format}", expected=" or ".join(get_args(FileFormat)), found=str(request.file_format), remedy="Choose one with --format.")
-    if out.suffix not in (".npy", ".parquet"):
+    if out.suffix in _NO_FOLDERS:
+        raise InputError(f"There are no features in {out.suffix} files", expected="a folder, or one .npy or .parquet file", found=str(out), remedy="Name such a file with --out, or a folder.")
+    if not is_one_file(out):
         return out, "parquet" if request.file_format == "parquet" else "npy"
     file_format: FileFormat = "npy" if out.suffix == ".npy" else "parquet"
     if request.file_format not in (None, file_format):
         raise InputError("--format and the name of --out disagree", expected=file_format, found=str(request.file_format), remedy="Leave out --format.")
     if request.source.is_dir():
-        raise InputError("Many videos do not go into one file", expected="--out as a folder", found=str(out), remedy="Name a folder; `pandas.read_parquet(folder / \"features\")` reads all its tables at once.")
+        raise InputError("Many videos do not go into one file", expected="--out as a folder", found=str(out), remedy="Name a folder; `pyarrow.parquet.read_table(folder / \"features\")` reads all its tables at once.")
     return out, file_format
 
 

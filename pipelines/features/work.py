@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,13 @@ from pipelines.features.settings import FeatureSettings
 from pipelines.features.windows import RejectedVideo, Window, declared_seconds
 from pipelines.reporting import Progress
 
+_OPENED_AT_MOST = 200  # opening a file for its length costs milliseconds, but thousands lie on slow disks
+
 
 @dataclass
 class Outcome:
-    """What became of a request. `shape` is that of one window's features; `others` are files that are no videos."""
+    """What became of a request. `shape` is that of one window's features; `others` are files that are no
+    videos; `stills` have one frame, `gone` are in the index and no longer in the folder."""
 
     out: Path
     file_format: FileFormat
@@ -32,8 +37,10 @@ class Outcome:
     written: int = 0
     windows: int = 0
     filled: int = 0
+    stills: int = 0
     seconds: float = 0.0
     skipped: int = 0
+    gone: int = 0
     shape: tuple[int, ...] = ()
     stopped: bool = False
 
@@ -54,10 +61,13 @@ class Work:
     def through(self, videos: Sequence[SourceVideo], batch: int, workers: int) -> None:
         """Encode all `videos`; on any way out, files that are not complete are removed."""
         pending: list[tuple[int, Window | None]] = []  # None: the video ends here
-        pace = _Pace(videos, self._settings.limit_seconds)
+        opened = len(videos) <= _OPENED_AT_MOST
+        limit = self._settings.limit_seconds or math.inf
+        lengths = [min(declared_seconds(video.path) or 0.0, limit) for video in videos] if opened else [1.0] * len(videos)
+        before = [0.0, *accumulate(lengths)]
         decoded = windows_of_all([video.path for video in videos], self._settings, workers=workers, room=max(1, batch // workers))
         try:
-            with Progress("features", round(pace.total), unit="s of video") as progress:
+            with Progress("features", round(before[-1]), unit="s of video" if opened else "videos") as progress:
                 for index, item in decoded:
                     if isinstance(item, RejectedVideo):
                         pending = [entry for entry in pending if entry[0] != index]
@@ -65,11 +75,8 @@ class Work:
                         self._output.reject(videos[index], item)
                     else:
                         pending.append((index, item))
-                    if isinstance(item, Window):
-                        pace.reached(index, item.end_s)
-                    else:
-                        pace.ended(index)
-                    progress(round(pace.done), round(pace.total), videos[index].name)
+                    reached = min(item.end_s if opened else 0.0, lengths[index]) if isinstance(item, Window) else lengths[index]
+                    progress(round(before[index] + reached), text=videos[index].name)
                     if sum(window is not None for _, window in pending) >= batch:
                         self._encode(pending, videos)
                         pending = []
@@ -101,6 +108,7 @@ class Work:
         del self._writers[index]
         self._outcome.written += 1
         self._outcome.windows += len(records)
+        self._outcome.stills += len(records) == 1 and records[0].filled == self._settings.frames - 1
         self._outcome.filled += sum(record.filled > 0 for record in records)
         self._outcome.seconds += max(record.end_s for record in records)
 
@@ -109,41 +117,3 @@ class Work:
             self._writers.pop(index).discard()
             self._records.pop(index)
 
-
-class _Pace:
-    """Seconds of video done and to do. Lengths of files not opened yet are guessed from their sizes."""
-
-    def __init__(self, videos: Sequence[SourceVideo], limit_s: float | None) -> None:
-        self._videos, self._limit = videos, limit_s
-        self._closed_bytes = sum(video.bytes for video in videos)
-        self._opened_bytes, self._ended, self._now, self._length = 0, 0.0, 0.0, 0.0
-        self._open = -1
-        self._begin(0)
-
-    @property
-    def done(self) -> float:
-        return self._ended + self._now
-
-    @property
-    def total(self) -> float:
-        opened = self._ended + max(self._length, self._now)
-        return opened + self._closed_bytes * opened / max(1, self._opened_bytes)
-
-    def reached(self, index: int, second: float) -> None:
-        self._begin(index)
-        self._now = second
-
-    def ended(self, index: int) -> None:
-        """The video is over, or given up: its length is what was reached."""
-        self._begin(index)
-        self._ended += self._now
-        self._now = self._length = 0.0
-
-    def _begin(self, index: int) -> None:
-        if index != self._open:
-            self._open = index
-            self._closed_bytes -= self._videos[index].bytes
-            self._opened_bytes += self._videos[index].bytes
-            self._length = declared_seconds(self._videos[index].path) or 0.0
-            if self._limit is not None:
-                self._length = min(self._length, self._limit)

@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,16 @@ from hypothesis import strategies as st
 from models.encoder import EncoderConfig, VideoEncoder
 from models.preprocessing import Preprocess
 from models.weights import save_module, state_digest
+from pipelines import reporting
 from pipelines.errors import InputError, MissingArtefact, Reject
+from pipelines.features import run, work
 from pipelines.features.encoding import video_features
+from pipelines.features.report import outcome_text
 from pipelines.features.run import FeatureRequest, extract_features
 from pipelines.features.settings import FeatureSettings, settings_for, size_of
 from pipelines.features.windows import RejectedVideo, windows_of
 from pipelines.features.work import Outcome
+from pipelines.reporting import Progress
 from pipelines.video.encode import write_video
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -239,6 +244,78 @@ def test_rerun_does_only_what_is_new_and_other_settings_are_refused(weights: Pat
         extract(weights, source, tmp_path / "mine")
 
 
+def test_names_that_mean_another_kind_of_file_are_refused_and_folders_may_have_dots(weights: Path, pool: Path, tmp_path: Path) -> None:
+    for name in ("q.csv", "q.json", "q.pt", "q.h5"):
+        with pytest.raises(InputError, match="no features in"):
+            extract(weights, pool, tmp_path / name)
+    text = outcome_text(extract(weights, pool, tmp_path / "clips.v2"))
+    assert "features/<video>.npy" in text and "rejected.csv; the next run tries again" in text and (tmp_path / "clips.v2" / "index.parquet").exists()
+
+
+def test_folder_of_features_belongs_to_one_folder_of_videos(weights: Path, tmp_path: Path) -> None:
+    source, out = tmp_path / "videos", tmp_path / "out"
+    for name in ("x", "y"):
+        write_video(source / f"{name}.mp4", levels(8), RATE)
+    extract(weights, source, out)
+    write_video(tmp_path / "others" / "x.mp4", levels(8), RATE)
+    with pytest.raises(InputError, match="of another folder"):
+        extract(weights, tmp_path / "others", out)
+    (source / "x.mp4").unlink()
+    again = extract(weights, source, out)
+    assert again.gone == 1 and "1 video in the index, no longer in the folder" in outcome_text(again)
+    assert len(pq.read_table(out / "index.parquet")) == 2
+    assert extract(weights, source / "y.mp4", out).gone == 0
+
+
+def test_video_that_turned_bad_loses_its_old_features(weights: Path, tmp_path: Path) -> None:
+    source, out = tmp_path / "videos", tmp_path / "out"
+    for name in ("x", "y"):
+        write_video(source / f"{name}.mp4", levels(8), RATE)
+    extract(weights, source, out)
+    (source / "x.mp4").write_text("once upon a time")
+    for _ in range(2):  # and they do not come back from the journal
+        extract(weights, source, out)
+        assert pq.read_table(out / "index.parquet").column("video").to_pylist() == ["y.mp4"]
+        assert not (out / "features" / "x.mp4.npy").exists() and "x.mp4" in (out / "rejected.csv").read_text()
+    (source / "y.mp4").write_text("and another time")
+    assert extract(weights, source, out).exit_code == 2
+    assert not (out / "index.parquet").exists() and (out / "rejected.csv").exists()
+
+
+def test_still_image_has_features_and_is_called_one(weights: Path, tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "photo.png"), "w", format="image2") as container:
+        stream = container.add_stream("png", rate=1)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "rgb24"
+        container.mux([*stream.encode(av.VideoFrame.from_ndarray(levels(1)[0], "rgb24")), *stream.encode(None)])
+    outcome = extract(weights, tmp_path / "photo.png", tmp_path / "out")
+    assert (outcome.written, outcome.windows) == (1, 1) and "a still image" in outcome_text(outcome)
+
+
+def test_options_that_no_encoder_can_meet_are_refused_before_weights_are_read(pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("the weights were read")
+
+    monkeypatch.setattr(run, "load_encoder", never)
+    for options in ({"fps": 0.0}, {"size": "big"}, {"pool": "mean"}, {"stored": "int8"}, {"precision": "bf16"}, {"limit_seconds": 0.0}):
+        with pytest.raises(InputError):
+            extract(tmp_path, pool, tmp_path / "out", **options)
+    with pytest.raises(InputError, match="npy only"):
+        extract(tmp_path, pool, tmp_path / "out", "parquet", pool="dense")
+
+
+@pytest.mark.parametrize(("opened", "total"), [(200, 4), (1, 4)])
+def test_progress_counts_seconds_of_few_videos_and_numbers_of_many(
+    weights: Path, pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened: int, total: int
+) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(work, "_OPENED_AT_MOST", opened)
+    monkeypatch.setattr(work, "Progress", partial(Progress, emit=lines.append))
+    monkeypatch.setattr(reporting, "LINE_EVERY_S", 0.0)
+    extract(weights, pool, tmp_path / "out", batch=1)
+    done = [int(line.split()[1].partition("/")[0]) for line in lines]
+    assert done == sorted(done) and f"{total}/{total} {'s of video' if opened > 1 else 'videos'}" in lines[-1]
+
+
 def test_journal_torn_by_a_crash_costs_one_video_at_most(weights: Path, pool: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     extract(weights, pool, out)
@@ -293,9 +370,16 @@ def test_options_the_encoder_cannot_meet_are_refused_with_the_option_to_give(opt
 
 
 def test_sizes_are_read_as_height_by_width() -> None:
-    assert size_of("256") == (256, 256) and size_of("180x320") == (180, 320)
-    with pytest.raises(InputError, match="no size"):
-        size_of("big")
+    assert size_of("256") == size_of(256) == size_of((256,)) == (256, 256) and size_of("180x320") == size_of([180, 320]) == (180, 320)
+    assert settings_for(CONFIG, size=48, layers=-1) == settings_for(CONFIG, size="48x48", layers=(1,))
+    for wrong in ("big", (1, 2, 3), -5):
+        with pytest.raises(InputError, match="no size"):
+            size_of(wrong)
+
+
+def test_missing_video_is_called_missing(encoder: VideoEncoder, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"gone\.mp4 does not exist"):
+        next(video_features(encoder, tmp_path / "gone.mp4"))
 
 
 def test_checkpoint_that_is_neither_a_path_nor_an_artefact_is_told(weights: Path, pool: Path, tmp_path: Path) -> None:
