@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,14 @@ def test_reading_what_is_no_checkpoint_warns_of_nothing(tmp_path: Path, recwarn:
     with pytest.raises(WeightsError):
         read_checkpoint(tmp_path / "raw.pt")
     assert not recwarn.list
+
+
+def test_many_missing_shards_are_counted_and_a_few_named(tmp_path: Path) -> None:
+    weight_map = {f"w{number}": f"model-{number:05d}-of-00040.safetensors" for number in range(40)}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(WeightsError, match=r"missing model-00000.*, model-00001.*, model-00002\S* and 37 more") as told:
+        read_checkpoint(tmp_path)
+    assert len(str(told.value)) < 400
 
 
 class _Intruder:
