@@ -39,7 +39,7 @@ class Flops:
         return self.inputs + self.blocks + self.rest
 
     def backward(self, checkpointing: Checkpointing = "none") -> int:
-        """Gradients of all weights and activations; selective checkpointing keeps every product, so it adds nothing."""
+        """Gradients of all weights and activations; selective checkpointing keeps linears and fused attention, so it adds nothing."""
         return 2 * (self.blocks + self.rest) + self.inputs + (self.again if checkpointing == "full" else 0)
 
 

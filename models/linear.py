@@ -1,8 +1,8 @@
 """A linear over tokens that takes the faster of torch's two float32 matrix kernels on a CPU.
 
-F.linear in float32 always goes to MKL, which on processors that are not Intel's runs at about half of what they can do;
-oneDNN, which torch carries as well, does not. Measured on one core of an AMD EPYC with AVX-512, forward and backward:
-2,048 rows of 384 -> 1536 features 2.05x, 1,000 rows of 96 -> 288 features 1.9x, 32 rows of 128 -> 384 features 1.0x.
+F.linear in float32 always goes to MKL, which on AMD processors runs at about half of what they can do; oneDNN, which
+torch carries as well, does not. Measured on one core of an AMD EPYC with AVX-512, forward and backward: 2,048 rows of
+384 -> 1536 features 2.05x, 1,000 rows of 96 -> 288 features 1.9x, 32 rows of 128 -> 384 features 1.0x.
 Torch's compiler uses the same operator on CPUs. GPUs, other dtypes, small products and torch.compile are left to F.linear.
 """
 
