@@ -98,16 +98,16 @@ def choose_part(checkpoint: Checkpoint, part: str | None, among: tuple[str, ...]
             return candidates[0], checkpoint.parts[candidates[0]]
         raise WeightsError(
             f"{checkpoint.path} is not one set of weights",
-            expected="one part named with part=",
+            expected="the name of one part",
             found=f"parts {', '.join(candidates)}: {_explained(candidates)}",
-            remedy="Choose one with part=; they are different weights, so none is the default.",
+            remedy="Choose one (part=NAME, or --part NAME); they are different weights, so none is the default.",
         )
     if part not in candidates:
         raise WeightsError(
             f"{checkpoint.path} has no part {part}" + ("" if among is None else " of this kind"),
             expected=f"one of {', '.join(candidates)}" if any(candidates) else "no part: it is one set of weights",
             found=part,
-            remedy="Name one of them." if any(candidates) else "Leave part= out.",
+            remedy="Name one of them." if any(candidates) else "Name no part.",
         )
     return part, checkpoint.parts[part]
 

@@ -125,7 +125,7 @@ def _load_stored_encoder(checkpoint: Checkpoint, part: str | None) -> VideoEncod
                 f"{path} has no part {part}",
                 expected="encoder, the only one of a Hugging Face folder",
                 found=str(part),
-                remedy="Leave part= out.",
+                remedy="Name no part.",
             )
         return encoder_from_huggingface(huggingface_folder(path))
     folder, names = (path, tuple(checkpoint.parts)) if path.is_dir() else (path.parent, (path.stem,))
@@ -203,7 +203,7 @@ def _notes(checkpoint: Checkpoint, parts: Sequence[PartInspection]) -> Iterator[
     encoders = [part.name for part in parts if part.kind == "encoder"]
     if len(encoders) > 1:
         meanings = "; ".join(f"{name} is {PART_MEANINGS.get(name, 'another encoder')}" for name in encoders)
-        yield f"Several encoders: {meanings}. Choose one with part=."
+        yield f"Several encoders: {meanings}. Choose one (part=NAME, or --part NAME)."
     if checkpoint.layout == "official" and checkpoint.ignored.get(""):
         yield f"Entries that are no weights: {listed(checkpoint.ignored[''])}."
     same = [name for name, model in RELEASED.items() if _is_release(model, parts)]

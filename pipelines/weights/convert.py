@@ -31,7 +31,6 @@ from models.weights import (
 )
 from pipelines.errors import InputError
 from pipelines.store import disk_error
-from pipelines.weights.options import speaking_of_options
 from pipelines.weights.parts import Hints, Source, modules_of, open_source
 from pipelines.weights.replace import replace_folder
 
@@ -79,20 +78,19 @@ def convert(request: Conversion) -> Converted:
     if request.to not in get_args(Target):
         raise InputError(f"There is no layout {request.to}", expected=", ".join(get_args(Target)), found=request.to, remedy="Choose one with --to.")
     _insist_on_free(request)
-    with speaking_of_options():
-        source = open_source(request.source, request.parts[0] if len(request.parts) == 1 else None)
-        chosen, left_out = _choose(request, source)
-        draft = request.destination.with_name(f".{request.destination.stem}.{uuid.uuid4().hex[:8]}{request.destination.suffix}")
-        try:
-            request.destination.parent.mkdir(parents=True, exist_ok=True)
-            parts, notes = _WRITERS[request.to](request, source, chosen, draft)
-            files, removed = _publish(draft, request.destination)
-            return Converted(request.destination, request.to, parts, files, left_out, notes, removed)
-        except OSError as error:
-            raise disk_error(error, request.destination.absolute().parent) or error from error
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
-            draft.unlink(missing_ok=True)
+    source = open_source(request.source, request.parts[0] if len(request.parts) == 1 else None)
+    chosen, left_out = _choose(request, source)
+    draft = request.destination.with_name(f".{request.destination.stem}.{uuid.uuid4().hex[:8]}{request.destination.suffix}")
+    try:
+        request.destination.parent.mkdir(parents=True, exist_ok=True)
+        parts, notes = _WRITERS[request.to](request, source, chosen, draft)
+        files, removed = _publish(draft, request.destination)
+        return Converted(request.destination, request.to, parts, files, left_out, notes, removed)
+    except OSError as error:
+        raise disk_error(error, request.destination.absolute().parent) or error from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.unlink(missing_ok=True)
 
 
 def _insist_on_free(request: Conversion) -> None:

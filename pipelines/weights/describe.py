@@ -10,7 +10,7 @@ from typing import Any
 from models.encoder import ENCODER_SIZES
 from models.weights import Inspection, PartInspection
 from pipelines.weights.convert import Converted
-from pipelines.weights.options import HEADS, as_options
+from pipelines.weights.options import HEADS
 
 
 def inspection_text(inspection: Inspection) -> str:
@@ -24,7 +24,7 @@ def inspection_text(inspection: Inspection) -> str:
     for part in inspection.parts:
         lines += ["", *_details(part)]
     if inspection.notes:
-        lines += ["", "notes", *(f"  {as_options(note)}" for note in inspection.notes)]
+        lines += ["", "notes", *(f"  {note}" for note in inspection.notes)]
     lines += ["", "next", *(f"  {line}" for line in _next(inspection))]
     return "\n".join(lines)
 
@@ -109,7 +109,7 @@ def _details(part: PartInspection) -> list[str]:
         lines.append(f"  ignored   {', '.join(part.ignored)}")
     if part.needs_heads:
         lines.append(f"  config    the number of attention heads is not in the file: {HEADS[part.kind]} N says it")
-    lines += [f"  PROBLEM   {as_options(problem, part.kind)}" for problem in part.problems] or ["  problems  none"]
+    lines += [f"  PROBLEM   {problem}" for problem in part.problems] or ["  problems  none"]
     return lines
 
 
