@@ -34,10 +34,11 @@ class AttentiveProbeConfig:
     """``depth`` counts the cross-attention block: depth 4 is 3 self-attention blocks and 1 cross-attention block.
 
     norm_eps: upstream builds its poolers with torch's default, 1e-5, unlike encoder and predictors (1e-6).
+    num_classes: ImageNet's, upstream's default.
     """
 
     embed_dim: int
-    num_classes: int
+    num_classes: int = 1000
     num_heads: int = 16
     depth: int = 4
     mlp_ratio: float = 4.0
@@ -57,15 +58,15 @@ class AttentiveProbeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AnticipationProbeConfig:
-    """Classes of an AnticipationProbe; with 0 verbs and 0 nouns it has one query and names actions only.
+    """Classes of an AnticipationProbe, those of EPIC-KITCHENS-100 by default; with 0 verbs and 0 nouns it has one query and names actions only.
 
     ``depth`` and ``norm_eps`` as in AttentiveProbeConfig.
     """
 
     embed_dim: int
-    verbs: int
-    nouns: int
-    actions: int
+    verbs: int = 97
+    nouns: int = 300
+    actions: int = 3568
     num_heads: int = 16
     depth: int = 4
     mlp_ratio: float = 4.0
