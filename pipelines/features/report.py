@@ -19,7 +19,7 @@ def outcome_text(outcome: Outcome) -> str:
     if outcome.filled:
         lines.append(f"{_count(outcome.filled, 'window')} longer than what was left of the video: the last frame repeated (filled says how often)")
     if outcome.stills:
-        lines.append(f"{_count(outcome.stills, 'video')} with one frame only (a still image): it fills the window")
+        lines.append(f"{_count(outcome.stills, 'video')} with one sampled frame only (a still image, or too short for a second one): it fills the window")
     if outcome.gone:
         lines.append(f"{_count(outcome.gone, 'video')} in the index, no longer in the folder: features and rows are kept")
     if outcome.others:

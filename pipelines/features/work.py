@@ -27,7 +27,7 @@ _OPENED_AT_MOST = 200  # opening a file for its length costs milliseconds, but t
 @dataclass
 class Outcome:
     """What became of a request. `shape` is that of one window's features; `others` are files that are no
-    videos; `stills` have one frame, `gone` are in the index and no longer in the folder."""
+    videos; `stills` have one sampled frame, `gone` are in the index and no longer in the folder."""
 
     out: Path
     file_format: FileFormat
