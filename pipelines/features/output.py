@@ -56,7 +56,7 @@ def windows_record(windows: list[Window]) -> list[list[float]]:
     return [[window.start_s, window.end_s, window.filled] for window in windows]
 
 
-class Output:
+class Output(ABC):
     """Where one run's features go; `description` is what features.json says, `settings_digest` in it decides what may mix."""
 
     def __init__(self, description: dict[str, Any], settings: FeatureSettings, file_format: FileFormat) -> None:
@@ -74,8 +74,9 @@ class Output:
     def reject(self, video: SourceVideo, reason: RejectedVideo) -> None:
         self.rejected.append((video, reason))
 
+    @abstractmethod
     def file_of(self, video: SourceVideo) -> Path:
-        raise NotImplementedError
+        """Where the video's features go."""
 
     def _insist_on_same(self, found: Any, where: Path) -> None:
         """Refuse to mix features of two settings."""
