@@ -17,6 +17,7 @@ import csv
 import fcntl
 import io
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path

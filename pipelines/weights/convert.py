@@ -87,10 +87,14 @@ def convert(request: Conversion) -> Converted:
         files, removed = _publish(draft, request.destination)
         return Converted(request.destination, request.to, parts, files, left_out, notes, removed)
     except OSError as error:
-        raise disk_error(error, request.destination.absolute().parent) or error from error
+        told = disk_error(error, request.destination.absolute().parent)
+        raise told or InputError(
+            f"{request.destination} cannot be written", expected="a place where files can be made", found=str(error), remedy="Choose another destination.",
+        ) from error  # fmt: skip
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-        draft.unlink(missing_ok=True)
+        if draft.is_file():
+            draft.unlink()
 
 
 def _insist_on_free(request: Conversion) -> None:

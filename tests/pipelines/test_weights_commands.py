@@ -166,7 +166,7 @@ def test_old_model_comes_back_when_a_new_file_cannot_be_put_in_place(ours: Path,
     run(ours, tmp_path / "model", "tubelet", "encoder")
     (tmp_path / "model" / "predictor.safetensors").mkdir()
     before = {path.name for path in (tmp_path / "model").iterdir()}
-    with pytest.raises(OSError, match="predictor"):
+    with pytest.raises(InputError, match="predictor"):
         run(ours, tmp_path / "model", "tubelet", overwrite=True)
     assert {path.name for path in (tmp_path / "model").iterdir()} == before and [path.name for path in tmp_path.iterdir()] == ["model"]
     assert load_encoder(tmp_path / "model").config == ENCODER
@@ -302,3 +302,10 @@ def test_commands_from_end_to_end(checkpoint: Path, modules: dict[str, nn.Module
     (tmp_path / "page.pt").write_text("<!DOCTYPE html><p>not found")
     refused = tubelet("weights", "inspect", "page.pt", cwd=tmp_path)
     assert refused.returncode == 2 and "web page" in refused.stderr and "Traceback" not in refused.stderr
+
+
+def test_destination_that_cannot_be_made_is_told_in_words(modules: dict[str, nn.Module], tmp_path: Path) -> None:
+    save_module(modules["encoder"], tmp_path / "ours", "encoder")
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match="cannot be written"):
+        convert(Conversion(source=tmp_path / "ours", destination=tmp_path / "file" / "out", to="huggingface"))
