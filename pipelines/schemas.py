@@ -1,10 +1,12 @@
 """Versioned Parquet schemas of every table that one stage hands to another.
 
-Each file carries its table's name and version; reading anything else is an error, never a guess.
+Each file carries its table's name and version. An older version is brought up to date while it is read, by the steps
+in `MIGRATIONS`; reading anything else is an error, never a guess.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,64 +15,97 @@ import pyarrow.parquet as pq
 
 from pipelines.errors import StoreError
 
-VERSION = "1"
 
-
-def _table(name: str, *fields: tuple[str, pa.DataType]) -> pa.Schema:
+def _table(name: str, version: int, *fields: tuple[str, pa.DataType]) -> pa.Schema:
     return pa.schema(
         [pa.field(column, kind) for column, kind in fields],
-        metadata={"tubelet.table": name, "tubelet.version": VERSION},
+        metadata={"tubelet.table": name, "tubelet.version": str(version)},
     )
 
 
 S, I32, I64, F32, F64, B = pa.string(), pa.int32(), pa.int64(), pa.float32(), pa.float64(), pa.bool_()
 
 VIDEOS = _table(
-    "videos",
+    "videos", 2,
     ("video_id", S), ("batch", S), ("source", S), ("path", S), ("bytes", I64), ("sha256", S),
     ("container", S), ("codec", S), ("pixel_format", S), ("width", I32), ("height", I32), ("rotation", I32),
     ("declared_frames", I64), ("frames", I64), ("duration_s", F64), ("frame_rate", F64), ("variable_frame_rate", B),
     ("time_base_num", I32), ("time_base_den", I32), ("start_pts", I64), ("licence", S), ("uploader", S),
+    # 2: where the first frame lies on the container's clock, key frames, and what a manifest knows of the file
+    ("start_offset_s", F64), ("keyframes", I64), ("url", S), ("language", S), ("label", S),
 )  # fmt: skip
 QUARANTINE = _table(
-    "quarantine",
+    "quarantine", 2,
     ("path", S), ("batch", S), ("source", S), ("bytes", I64), ("code", S), ("detail", S), ("attempts", I32),
-    ("poison", B),
+    ("poison", B), ("sha256", S),
 )  # fmt: skip
 CLIPS = _table(
-    "clips",
+    "clips", 2,
     ("clip_id", S), ("video_id", S), ("batch", S), ("path", S), ("start_pts", I64), ("end_pts", I64),
     ("time_base_num", I32), ("time_base_den", I32), ("start_s", F64), ("end_s", F64), ("frames", I32),
     ("width", I32), ("height", I32), ("frame_rate", F64), ("splitter", S), ("motion", F32), ("brightness", F32),
     ("fingerprint", S), ("source", S), ("licence", S), ("uploader", S), ("label", S),
+    # 2: shares of the clip's frames (0..1) that stand still and that are black, and the language of the video
+    ("static", F32), ("black", F32), ("language", S),
 )  # fmt: skip
-REMOVALS = _table("removals", ("clip_id", S), ("video_id", S), ("reason", S), ("twin_id", S), ("similarity", F32))
-ASSIGNMENTS = _table("assignments", ("clip_id", S), ("cluster", I32), ("coarse_cluster", I32), ("similarity", F32))
+REMOVALS = _table(
+    "removals", 2, ("clip_id", S), ("video_id", S), ("reason", S), ("twin_id", S), ("similarity", F32),
+    # 2: distance between the two clips' pictures (0: equal), and one sentence for a reader
+    ("distance", F32), ("detail", S),
+)  # fmt: skip
+ASSIGNMENTS = _table(
+    "assignments", 2, ("clip_id", S), ("cluster", I32), ("coarse_cluster", I32), ("similarity", F32),
+    ("novel", B),  # 2: farther from its centroid than the codebook's clips are
+)  # fmt: skip
 SELECTION = _table(
-    "selection",
+    "selection", 2,
     ("clip_id", S), ("video_id", S), ("cluster", I32), ("weight", F64), ("target", S), ("uniform_weight", F64),
+    # 2: whole draws in an epoch of as many draws as the pool has clips, and which targets pay for them (shares sum to 1)
+    ("repeats", I32), ("credit_targets", pa.list_(S)), ("credit_shares", pa.list_(F32)),
 )  # fmt: skip
 SHARD_INDEX = _table(
-    "shard_index",
+    "shard_index", 1,
     ("clip_id", S), ("video_id", S), ("shard", S), ("offset", I64), ("length", I64), ("sha256", S), ("frames", I32),
     ("first_pts_s", F64), ("last_pts_s", F64), ("frame_rate", F64), ("weight", F64), ("source", S), ("licence", S),
     ("source_start_s", F64), ("source_end_s", F64),
 )  # fmt: skip
-EXPOSURES = _table("exposures", ("clip_id", S), ("video_id", S), ("samples", I64), ("seconds", F64))
-TOMBSTONES = _table("tombstones", ("clip_id", S), ("video_id", S), ("reason", S), ("added", S))
+EXPOSURES = _table("exposures", 1, ("clip_id", S), ("video_id", S), ("samples", I64), ("seconds", F64))
+TOMBSTONES = _table("tombstones", 1, ("clip_id", S), ("video_id", S), ("reason", S), ("added", S))
 CHECKPOINTS = _table(
-    "checkpoints",
+    "checkpoints", 1,
     ("digest", S), ("asset", S), ("partition", S), ("step", I64), ("parents", S), ("shards_digest", S), ("path", S),
 )  # fmt: skip
 EPISODES = _table(
-    "episodes",
+    "episodes", 1,
     ("episode_id", S), ("source", S), ("steps", I32), ("step_s", F64), ("video", S), ("sha256", S), ("licence", S),
 )  # fmt: skip
 STEPS = _table(
-    "steps",
+    "steps", 1,
     ("episode_id", S), ("step", I32), ("t_s", F64), ("x", F64), ("y", F64), ("z", F64), ("roll", F64), ("pitch", F64),
     ("yaw", F64), ("gripper", F64), ("cube_x", F64), ("cube_y", F64),
 )  # fmt: skip
+
+
+def _with_columns(**defaults: Any) -> Callable[[pa.Table], pa.Table]:
+    """A migration that adds columns, each with one value for all rows."""
+
+    def migrate(table: pa.Table) -> pa.Table:
+        for name, value in defaults.items():
+            table = table.append_column(name, pa.array([value] * len(table)))
+        return table
+
+    return migrate
+
+
+MIGRATIONS: dict[tuple[str, int], Callable[[pa.Table], pa.Table]] = {
+    ("videos", 1): _with_columns(start_offset_s=None, keyframes=None, url="", language="", label=""),
+    ("quarantine", 1): _with_columns(sha256=""),
+    ("clips", 1): _with_columns(static=None, black=None, language=""),
+    ("removals", 1): _with_columns(distance=None, detail=""),
+    ("assignments", 1): _with_columns(novel=False),
+    ("selection", 1): _with_columns(repeats=None, credit_targets=None, credit_shares=None),
+}
+"""(table, version it is in) -> the step to the next version. Values that an older file cannot tell are null."""
 
 
 def table_of(schema: pa.Schema, rows: list[dict[str, Any]]) -> pa.Table:
@@ -89,20 +124,37 @@ def table_name(schema: pa.Schema) -> str:
     return (schema.metadata or {})[b"tubelet.table"].decode()
 
 
+def table_version(schema: pa.Schema) -> int:
+    """Version a schema carries."""
+    return int((schema.metadata or {})[b"tubelet.version"])
+
+
 def write_table(table: pa.Table, path: Path, schema: pa.Schema) -> None:
     """Write `table` as one Parquet file with exactly `schema` (byte-identical for equal tables)."""
     pq.write_table(table.select(schema.names).cast(schema).replace_schema_metadata(schema.metadata), path, compression="zstd")
 
 
-def read_table(path: Path, schema: pa.Schema) -> pa.Table:
-    """Read one Parquet file and insist on the schema's name, version and columns."""
-    table = pq.read_table(path)
-    found = table.schema.metadata or {}
+def read_table(path: Path, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
+    """Read one Parquet file, or some `columns` of it, and insist on the schema's name, version and columns.
+
+    A file of an older version is migrated; one of a newer version, or another table, is an error.
+    """
+    found = pq.read_schema(path).metadata or {}
     name, version = found.get(b"tubelet.table", b"").decode(), found.get(b"tubelet.version", b"").decode()
-    if name != table_name(schema) or version != VERSION or not table.schema.equals(schema):
-        raise StoreError(
-            f"{path} is not the table that was asked for",
-            expected=f"{table_name(schema)} version {VERSION}", found=f"{name or 'no table name'} version {version or '?'}",
-            remedy="make the artefact again with this version of Tubelet",
-        )  # fmt: skip
-    return table
+    wanted = table_version(schema)
+    steps = [(name, step) for step in range(int(version), wanted)] if version.isdigit() else []
+    if name == table_name(schema) and version.isdigit() and int(version) <= wanted and all(step in MIGRATIONS for step in steps):
+        table = pq.read_table(path, columns=None if steps else columns)
+        for step in steps:
+            table = MIGRATIONS[step](table)
+        if steps and set(table.schema.names) == set(schema.names):
+            table = table.select(schema.names).cast(schema).replace_schema_metadata(schema.metadata)
+        if columns is not None:
+            return table.select(columns)
+        if table.schema.equals(schema):
+            return table
+    raise StoreError(
+        f"{path} is not the table that was asked for",
+        expected=f"{table_name(schema)} version {wanted}", found=f"{name or 'no table name'} version {version or '?'}",
+        remedy="make the artefact again with this version of Tubelet",
+    )  # fmt: skip

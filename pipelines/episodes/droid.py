@@ -21,12 +21,12 @@ import pyarrow as pa
 from pipelines.episodes.episode import POSE_COLUMNS, Episode, EpisodeReject, EpisodeRejectCode, decode_all
 from pipelines.errors import InputError
 from pipelines.identity import file_sha256
-from pipelines.schemas import EPISODES, STEPS, VERSION, table_of, write_table
+from pipelines.schemas import EPISODES, STEPS, table_of, write_table
 from pipelines.video.encode import write_video
 
 EPISODE_REJECTS = pa.schema(
     [("path", pa.string()), ("source", pa.string()), ("code", pa.string()), ("detail", pa.string())],
-    metadata={"tubelet.table": "episode_rejects", "tubelet.version": VERSION},
+    metadata={"tubelet.table": "episode_rejects", "tubelet.version": "1"},
 )
 MIN_STEPS = 2
 MAX_REACH_M = 2.0
