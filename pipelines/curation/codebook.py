@@ -34,7 +34,7 @@ class Codebook:
     def __post_init__(self) -> None:
         levels = len(self.centroids)
         agree = levels >= 1 and len(self.parents) == levels - 1 and all(
-            len(parents) == len(self.centroids[level]) and len(parents) > 0 and 0 <= parents.min() and parents.max() < len(self.centroids[level + 1])
+            len(parents) == len(self.centroids[level]) and len(parents) > 0 and parents.min() >= 0 and parents.max() < len(self.centroids[level + 1])
             for level, parents in enumerate(self.parents)
         )  # fmt: skip
         if not agree:
