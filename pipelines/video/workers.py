@@ -2,7 +2,8 @@
 
 Native decoders can loop for ever or crash on damaged files, and no Python time-out reaches them; only killing the
 process does. Workers are plain `python -m pipelines.video.workers` children (not `multiprocessing`, whose spawn would
-import the caller's main module again, and whose pools cannot kill one worker).
+import the caller's main module again, and whose pools cannot kill one worker). An item that takes long for a good
+reason says `beat()` now and then: its limit counts from the last beat.
 """
 
 from __future__ import annotations
@@ -16,25 +17,29 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, Pipe, wait
+from types import TracebackType
 from typing import Any, Literal
 
 from models.errors import TubeletError
 
 START_LIMIT_S = 120.0  # importing on a crowded machine; the items' own limit starts after it
 TICK_S = 1.0
+BEAT_EVERY_S = 0.2
+LONGEST = 200  # times the limit: an endless stream keeps beating, and must end all the same
 _PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one item: `value` when `failure` is None; `detail` says more about a failure."""
+    """What became of one item: `value` when `failure` is None; `detail` says more about a failure; `cpu_s` of its last try."""
 
     value: Any = None
     failure: Literal["timeout", "died", "error"] | None = None
     detail: str = ""
     attempts: int = 1
+    cpu_s: float = 0.0
 
 
 class _Worker:
@@ -53,17 +58,88 @@ class _Worker:
         self.pipe.send(target)
         self.item: int | None = None
         self.ready = False
-        self.deadline = time.monotonic() + START_LIMIT_S
+        self.limit_s = START_LIMIT_S
+        self.deadline = self.last_deadline = time.monotonic() + START_LIMIT_S
 
     def give(self, index: int, item: Any, timeout_s: float) -> None:
-        self.item, self.deadline = index, time.monotonic() + timeout_s
+        self.item, self.limit_s = index, timeout_s
+        self.deadline = time.monotonic() + timeout_s
+        self.last_deadline = self.deadline + LONGEST * timeout_s
         with contextlib.suppress(BrokenPipeError):  # it died while idle: the closed pipe is noticed at the next wait
             self.pipe.send(item)
+
+    def beat(self) -> None:
+        self.deadline = min(self.last_deadline, time.monotonic() + self.limit_s)
+
+    def rest(self) -> None:
+        self.item, self.deadline = None, float("inf")
 
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
         self.pipe.close()
+
+
+class Crew:
+    """At most `workers` processes of one thread each that apply `target` ("module:function") to items, map after map.
+
+    Processes start when there is work and stay until the context ends, so that a stage pays for their start once.
+    """
+
+    def __init__(self, target: str, workers: int) -> None:
+        self._target, self._size = target, max(1, workers)
+        self._workers: list[_Worker] = []
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for worker in self._workers:
+            worker.kill()
+        self._workers.clear()
+
+    def map(
+        self, items: Sequence[Any], *, timeout_s: float, attempts: int = 2, progress: Callable[..., None] | None = None
+    ) -> list[Outcome]:
+        """Apply the target to every (picklable) item; outcomes in their order.
+
+        An item whose worker hangs for `timeout_s` seconds or dies is tried `attempts` times in all, each time in a
+        fresh process; an exception in the function is not tried again.
+        """
+        outcomes: list[Outcome | None] = [None] * len(items)
+        tries = [0] * len(items)
+        queue = list(range(len(items)))[::-1]
+        while queue or any(worker.item is not None for worker in self._workers):
+            wanted = min(self._size, len(queue) + sum(worker.item is not None for worker in self._workers))
+            while len(self._workers) < wanted:
+                self._workers.append(_Worker(self._target))
+            for worker in self._workers:
+                if worker.ready and worker.item is None and queue:
+                    index = queue.pop()
+                    tries[index] += 1
+                    worker.give(index, items[index], timeout_s)
+            patience = max(0.0, min(TICK_S, min(worker.deadline for worker in self._workers) - time.monotonic()))
+            ready = wait([worker.pipe for worker in self._workers], timeout=patience)
+            for worker in list(self._workers):
+                failure = _attend(worker, worker.pipe in ready, outcomes, tries)
+                if failure is None:
+                    continue
+                worker.kill()
+                self._workers.remove(worker)
+                if worker.item is None and worker.ready:
+                    continue
+                if worker.item is None:
+                    raise TubeletError(
+                        f"a worker for {self._target} could not start", expected="an importable function",
+                        found=failure.detail, remedy="see its message above",
+                    )  # fmt: skip
+                if tries[worker.item] < attempts:
+                    queue.append(worker.item)
+                else:
+                    outcomes[worker.item] = failure
+            if progress is not None:
+                progress(sum(outcome is not None for outcome in outcomes), len(items))
+        return [outcome for outcome in outcomes if outcome is not None]  # every item has one: the loop ends only then
 
 
 def map_killable(
@@ -75,51 +151,9 @@ def map_killable(
     attempts: int = 2,
     progress: Callable[..., None] | None = None,
 ) -> list[Outcome]:
-    """Apply `target` ("module:function", importable, of one picklable item) to `items`; outcomes in their order.
-
-    At most `workers` processes with one thread each. An item whose worker hangs for `timeout_s` seconds or dies is
-    tried `attempts` times in all, each time in a fresh process; an exception in the function is not tried again.
-    """
-    outcomes: list[Outcome | None] = [None] * len(items)
-    tries = [0] * len(items)
-    queue = list(range(len(items)))[::-1]
-    crew: list[_Worker] = []
-    try:
-        while queue or any(worker.item is not None for worker in crew):
-            wanted = min(workers, len(queue) + sum(worker.item is not None for worker in crew))
-            while len(crew) < max(1, wanted):
-                crew.append(_Worker(target))
-            for worker in crew:
-                if worker.ready and worker.item is None and queue:
-                    index = queue.pop()
-                    tries[index] += 1
-                    worker.give(index, items[index], timeout_s)
-            next_deadline = min(worker.deadline for worker in crew)
-            patience = max(0.0, min(TICK_S, next_deadline - time.monotonic()))
-            ready = wait([worker.pipe for worker in crew], timeout=patience)
-            for worker in list(crew):
-                failure = _attend(worker, worker.pipe in ready, outcomes, tries)
-                if failure is None:
-                    continue
-                worker.kill()
-                crew.remove(worker)
-                if worker.item is None and worker.ready:
-                    continue
-                if worker.item is None:
-                    raise TubeletError(
-                        f"a worker for {target} could not start", expected="an importable function",
-                        found=failure.detail, remedy="see its message above",
-                    )  # fmt: skip
-                if tries[worker.item] < attempts:
-                    queue.append(worker.item)
-                else:
-                    outcomes[worker.item] = failure
-            if progress is not None:
-                progress(sum(outcome is not None for outcome in outcomes), len(items))
-    finally:
-        for worker in crew:
-            worker.kill()
-    return [outcome for outcome in outcomes if outcome is not None]  # every item has one: the loop ends only then
+    """`Crew.map` with a crew for this one call."""
+    with Crew(target, workers) as crew:
+        return crew.map(items, timeout_s=timeout_s, attempts=attempts, progress=progress)
 
 
 def _attend(worker: _Worker, has_message: bool, outcomes: list[Outcome | None], tries: list[int]) -> Outcome | None:
@@ -127,20 +161,36 @@ def _attend(worker: _Worker, has_message: bool, outcomes: list[Outcome | None], 
     attempts = tries[worker.item] if worker.item is not None else 1
     if has_message:
         try:
-            kind, content = worker.pipe.recv()
+            kind, content, cpu_s = worker.pipe.recv()
         except (EOFError, ConnectionError):
             code = worker.process.wait()
             return Outcome(failure="died", detail=f"worker ended with code {code}", attempts=attempts)
-        if not worker.ready:
-            worker.ready, worker.deadline = True, float("inf")
+        if kind == "beat":
+            worker.beat()
+        elif not worker.ready:
+            worker.ready = True
+            worker.rest()
         elif worker.item is not None:
             done = Outcome(value=content) if kind == "value" else Outcome(failure="error", detail=content)
-            outcomes[worker.item] = Outcome(done.value, done.failure, done.detail, attempts)
-            worker.item, worker.deadline = None, float("inf")
+            outcomes[worker.item] = replace(done, attempts=attempts, cpu_s=cpu_s)
+            worker.rest()
         return None
     if time.monotonic() >= worker.deadline:
         return Outcome(failure="timeout", detail="no answer within the time limit", attempts=attempts)
     return None
+
+
+_own_pipe: Connection | None = None  # set in a worker process only
+_last_beat = 0.0
+
+
+def beat() -> None:
+    """Called by a function that runs in a worker: it is alive, and its time limit starts anew. Elsewhere it does nothing."""
+    global _last_beat
+    now = time.monotonic()
+    if _own_pipe is not None and now - _last_beat >= BEAT_EVERY_S:
+        _last_beat = now
+        _own_pipe.send(("beat", None, 0.0))
 
 
 def _serve(descriptor: int, parent: int) -> None:
@@ -150,21 +200,24 @@ def _serve(descriptor: int, parent: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             return
-    pipe = Connection(descriptor)
-    module, _, name = pipe.recv().partition(":")
-    function = getattr(importlib.import_module(module), name)
-    pipe.send(("ready", None))
+    global _own_pipe
+    pipe = _own_pipe = Connection(descriptor)
+    module_name, _, name = pipe.recv().partition(":")
+    function = getattr(importlib.import_module(module_name), name)
+    pipe.send(("ready", None, 0.0))
     while True:
         try:
             item = pipe.recv()
         except EOFError:
             return
+        started = time.process_time()
         try:
             answer = ("value", function(item))
         except Exception as error:  # the parent turns it into a typed row with this text
             answer = ("error", f"{type(error).__name__}: {error}")
-        pipe.send(answer)
+        pipe.send((*answer, time.process_time() - started))
 
 
 if __name__ == "__main__":
-    _serve(int(sys.argv[1]), int(sys.argv[2]))
+    # By its real name, not as __main__: `beat` must find the pipe in the module that functions import.
+    importlib.import_module("pipelines.video.workers")._serve(int(sys.argv[1]), int(sys.argv[2]))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
+from pathlib import Path
 
 import pytest
 
 from models.errors import TubeletError
-from pipelines.video.workers import map_killable
+from pipelines.video.workers import Crew, beat, map_killable
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -42,3 +44,26 @@ def test_unknown_target_is_an_error_and_leaves_no_process() -> None:
 
 def test_no_items_start_no_worker() -> None:
     assert map_killable("math:no_such_function", [], workers=2, timeout_s=5) == []
+
+
+def slow_but_alive(steps: int) -> int:
+    """Takes 0.1 s a step and says so."""
+    for _ in range(steps):
+        time.sleep(0.1)
+        beat()
+    return steps
+
+
+def test_limit_counts_from_the_last_sign_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    outcomes = map_killable("test_video_workers:slow_but_alive", [20], workers=1, timeout_s=0.8)
+    assert (outcomes[0].value, outcomes[0].attempts) == (20, 1)
+
+
+def test_crew_keeps_its_processes_from_one_map_to_the_next() -> None:
+    with Crew("os:getppid", 1) as crew, Crew("os:getpgid", 1) as other:
+        first = crew.map([], timeout_s=20)
+        pids = [other.map([0], timeout_s=20)[0].value for _ in range(2)]
+    assert first == [] and pids[0] == pids[1]
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
