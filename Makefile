@@ -1,7 +1,7 @@
 # make demo   the whole graph, from encoded video to a simulated arm that reaches its goal image
 # make test   lint, types and tests
 # make ui     the Dagster UI on the same store      make soak   long campaigns (about an hour)
-# Options: VIDEOS=folder (adds your videos), TUBELET_STORE=folder, RECIPE=nano, PORT=3000
+# Options: VIDEOS=folder, manifest or tars (adds your videos), TUBELET_STORE=folder, RECIPE=nano, PORT=3000
 
 SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)

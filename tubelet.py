@@ -1,4 +1,4 @@
-"""The front door: `tubelet demo | ui | doctor | reconcile | lineage | report | features | weights inspect | weights convert`.
+"""The front door: `tubelet demo | curate | curation | ui | doctor | reconcile | lineage | report | features | weights`.
 
 Nothing but the standard library is imported until a command needs more, so `python tubelet.py doctor` works before
 anything is installed.
@@ -20,7 +20,10 @@ def build_app():  # type: ignore[no-untyped-def]
     store_option = typer.Option(None, "--store", help="Store folder; default TUBELET_STORE, or store/ here.")
 
     tables_option = typer.Option(None, "--tables", help="Also write checkpoints and exposures as Parquet into this folder.")
-    videos_option = typer.Option(None, "--videos", help="A folder of your own videos to add to the pool.")
+    videos_option = typer.Option(None, "--videos", help="Your own videos to add to the pool: a folder, a CSV or Parquet manifest, or tars.")
+    pool_argument = typer.Argument(None, help="A folder, a CSV or Parquet manifest, tars, or a data set's annotations; left out: what is registered already.")
+    set_option = typer.Option([], "--set", help="One value of a stage: selection.repeat_cap=2; may be repeated.")
+    root_option = typer.Option(None, "--root", help="Where a manifest's paths start, or the folder of the videos that annotations name.")
     checkpoint_argument = typer.Argument(help="A .pt or .safetensors file, a folder (Hugging Face's or ours), or an artefact such as cooled_encoder[nano].")
     source_argument = typer.Argument(help="A video, or a folder that is searched with all folders below.")
     destination_argument = typer.Argument(help="A new folder; for --to official a .pt file, or .safetensors for one part.")
@@ -108,6 +111,40 @@ def build_app():  # type: ignore[no-untyped-def]
         raise typer.Exit(conclude(Store.open(store_root(), create=False), recipe, worked=True, seconds=0.0))
 
     @app.command()
+    def curate(
+        videos: Path | None = pool_argument,
+        targets: str = typer.Option("none", "--targets", help="Target sets: a folder, a YAML file (presets/targets), builtin; none: a balanced selection."),
+        preset: str = typer.Option("nano", "--preset", help="A curation recipe by name (nano, vjepa2) or a YAML file."),
+        options: list[str] = set_option,
+        kind: str | None = typer.Option(None, "--kind", help="folder, manifest, tars, kinetics, ssv2, coin, epic_kitchens, yt_temporal_1b; found out by itself where possible."),
+        root: Path | None = root_option,
+        name: str | None = typer.Option(None, "--name", help="Name of the source; default made from the path."),
+        licence: str = typer.Option("", "--licence", help="Of every video that has none of its own."),
+        uploader: str = typer.Option("", "--uploader", help="Of every video that has none of its own."),
+        refit: bool = typer.Option(False, "--refit", help="Give up the frozen codebook and cluster anew."),
+        shards: bool = typer.Option(False, "--shards", help="Also cut the selection into WebDataset shards."),
+        dry_run: bool = typer.Option(False, "--dry-run", help="Forecast videos, hours, bytes and minutes from a sample; nothing is written."),
+        store: Path | None = store_option,
+    ) -> None:
+        """From your own videos to a weighted, explained training set: probe, cut, compare, cluster, select. Trains nothing."""
+        enter(store)
+        from assets.curate import CurateOptions, forecast_text_of, parse_options, run_curation
+        from assets.resources import store_root
+
+        chosen = CurateOptions(
+            root=store_root(), videos=videos, kind=kind, video_root=root, name=name, licence=licence, uploader=uploader,
+            targets="" if targets == "builtin" else targets, preset=preset, options=parse_options(options), refit=refit, shards=shards,
+        )  # fmt: skip
+        if dry_run:
+            typer.echo(forecast_text_of(chosen))
+            return
+        try:
+            run_curation(chosen)
+        except KeyboardInterrupt:
+            typer.echo("tubelet: stopped; run the same command again to go on, what was finished is kept", err=True)
+            raise typer.Exit(130) from None
+
+    @app.command()
     def features(
         checkpoint: str = checkpoint_argument,
         videos: Path = source_argument,
@@ -190,6 +227,42 @@ def build_app():  # type: ignore[no-untyped-def]
         typer.echo(converted_text(convert(Conversion(
             source=locate(checkpoint, store_folder(store)), destination=destination, to=to, parts=tuple(part), hints=hints, overwrite=overwrite
         ))))  # fmt: skip
+
+    curation = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="What became of your videos: look, and compare.")
+    app.add_typer(curation, name="curation")
+    page_option = typer.Option(None, "--out", help="Folder to write into; default curation/ in the store.")
+
+    @curation.command("page")
+    def curation_page(store: Path | None = store_option, out: Path | None = page_option) -> None:
+        """Write the curation page: what was dropped and why, what is kept, clusters, distribution, drift, cost."""
+        speak()
+        from pipelines.curation.report.page import write_curation_page
+        from pipelines.store import Store
+
+        opened = Store.open(store_folder(store), create=False)
+        typer.echo(f"wrote {write_curation_page(opened, out or opened.root / 'curation')}")
+
+    @curation.command("compare")
+    def curation_compare(
+        before: str = typer.Argument("previous", help="The older one: previous, current, or the start of a digest of curated_clips."),
+        after: str = typer.Argument("current", help="The newer one."),
+        listed: bool = typer.Option(False, "--list", help="Only list the selections in the store."),
+        store: Path | None = store_option,
+        out: Path | None = page_option,
+    ) -> None:
+        """Compare two selections: what both draw, who gained, who lost, and why."""
+        speak()
+        from pipelines.curation.report.comparison import compare, curations, described
+        from pipelines.curation.report.comparison_page import comparison_text, write_comparison
+        from pipelines.store import Store
+
+        opened = Store.open(store_folder(store), create=False)
+        if listed:
+            typer.echo("\n".join(map(described, curations(opened))) or "no selection yet")
+            return
+        found = compare(opened, before, after)
+        typer.echo(comparison_text(found))
+        typer.echo(f"wrote {write_comparison(opened, found, out or opened.root / 'curation' / 'comparison')}")
 
     return app
 

@@ -2,7 +2,6 @@
 
 import json
 import time
-from pathlib import Path
 
 import dagster as dg
 
@@ -10,7 +9,7 @@ from assets.builtin import ensure_sources
 from assets.partitions import SIMULATED_EPISODES, add_keys, episode_sources, ingest_batches
 from assets.reconcile import clear_leases, reconcile_runs
 from assets.resources import StoreResource
-from pipelines.curation import sources
+from pipelines.sources import registry
 from pipelines.store import Store
 
 SETTLED_S = 60.0
@@ -45,10 +44,9 @@ weekly_recuration = dg.ScheduleDefinition(
 
 
 def young_files(store: Store) -> list[str]:
-    """Candidate files changed within the last `SETTLED_S` seconds."""
+    """Files of the registered sources (videos, manifests, tars) that changed within the last `SETTLED_S` seconds."""
     newest = time.time_ns() - int(SETTLED_S * 1e9)
-    roots = [Path(source.path) for source in sources.list_sources(store)]
-    return [file.path for root in roots for file in sources.scan_folder(root)[0] if file.mtime_ns > newest]
+    return [file.path for source in registry.list_sources(store) for file in registry.deciding_files(source) if file.mtime_ns > newest]
 
 
 @dg.sensor(job=ingest, minimum_interval_seconds=60, default_status=dg.DefaultSensorStatus.STOPPED)
@@ -59,10 +57,10 @@ def arriving_videos(context: dg.SensorEvaluationContext, storage: StoreResource)
     growing = young_files(store)
     if growing:
         return dg.SkipReason(f"{len(growing)} files are still being written, for example {growing[0]}")
-    sources.new_batches(store)
+    registry.new_batches(store)
     add_keys(context.instance, episode_sources, [SIMULATED_EPISODES])
     known = set(context.instance.get_dynamic_partitions("ingest_batch"))
-    keys = [key for key in sources.list_batches(store) if key not in known]
+    keys = [key for key in registry.list_batches(store) if key not in known]
     if not keys:
         return dg.SkipReason("no new files")
     return dg.SensorResult(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -64,6 +65,10 @@ class Plan:
     highlights: tuple[str, ...] = ()
     publish: Callable[[Artefact], None] | None = None
     """Called after the artefact was accepted, also when it was found made (a pointer outside the store's own)."""
+    in_parts: bool = False
+    """The work folder holds the parts of an unfinished build, of no use once the artefact is there."""
+    looks_outside: bool = False
+    """What is built depends on files outside the store: an artefact that failed its checks is made anew when asked again."""
     published: Callable[[Artefact], bool] | None = None
 
     @property
@@ -125,15 +130,22 @@ def carry_out(
 def _produce(
     context: dg.AssetExecutionContext, store: Store, plan: Plan, trainer: TrainLauncher | None
 ) -> Artefact:
+    work = store.folder("work", plan.asset, plan.partition, plan.identity)
+
     def build(folder: Path) -> dict[str, Any]:
-        work = store.folder("work", plan.asset, plan.partition, plan.identity)
         with Pulse(plan.key, event=context.log.info) as pulse:
             return plan.build(Task(folder, work, context, pulse, trainer))
 
-    return store.produce(
+    rejected = plan.find(store) if plan.looks_outside else None
+    if rejected is not None and not store.is_validated(rejected):
+        shutil.rmtree(rejected.path)
+    artefact = store.produce(
         plan.asset, build, inputs=plan.inputs, config=plan.config, partition=plan.partition,
         code_version=plan.code_version,
     )  # fmt: skip
+    if plan.in_parts:
+        shutil.rmtree(work, ignore_errors=True)
+    return artefact
 
 
 def _insist_on_declared(context: dg.AssetExecutionContext, key: str, checks: dict[str, Check]) -> set[str]:

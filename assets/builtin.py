@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from pipelines.curation import sources
+from pipelines.sources import registry
 from pipelines.store import Store
 
 SOURCES = {"demo": "builtin", "smoke": "builtin-smoke"}
@@ -31,19 +31,19 @@ def ensure_corpus(store: Store, scale: str, progress: Callable[..., None] | None
 
 def builtin_scale(store: Store) -> str | None:
     """Scale of the built-in pool that is registered in this store, if any."""
-    registered = {source.name for source in sources.list_sources(store)}
+    registered = {source.name for source in registry.list_sources(store)}
     return next((scale for scale, name in SOURCES.items() if name in registered), None)
 
 
 def register_corpus(store: Store, scale: str = "demo", progress: Callable[..., None] | None = None) -> None:
     """Make the built-in pool of `scale` a registered source."""
     folder = ensure_corpus(store, scale, progress)
-    sources.register_source(store, SOURCES[scale], folder / "pool", licence=LICENCE, uploader="tubelet")
+    registry.register_source(store, SOURCES[scale], folder / "pool", licence=LICENCE, uploader="tubelet")
 
 
 def ensure_sources(store: Store, progress: Callable[..., None] | None = None) -> None:
     """Register the built-in pool unless some source is registered already."""
-    if not sources.list_sources(store):
+    if not registry.list_sources(store):
         register_corpus(store, progress=progress)
 
 

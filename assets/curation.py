@@ -4,89 +4,99 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import pydantic
 
 from assets.bodies import Plan, Task, blocking, carry_out
 from assets.builtin import LICENCE, targets_root
 from assets.partitions import ingest_batches
 from assets.resources import StoreResource
 from assets.sources import videos
-from pipelines.curation import sources
 from pipelines.errors import MissingArtefact
+from pipelines.sources import registry
 from pipelines.store import Artefact, Store
 
 OWNERS = ["team:data"]
+CODE_VERSION = "2"
+NO_TARGETS = "none"
 
 
-class ClipsConfig(dg.Config):
-    """Clips are between the two lengths (s); a scene is cut where content changes by more than `threshold` neighbours."""
+class StageConfig(dg.Config):
+    """`preset` names a curation recipe (nano, vjepa2, a YAML file); `options` replaces single values of this stage.
 
-    threshold: float = 3.0
-    min_clip_s: float = 1.0
-    max_clip_s: float = 6.0
+    What there is to set, and why it is set so: pipelines/presets/curation/*.yaml and docs/curation.md.
+    """
+
+    preset: str = "nano"
+    options: dict[str, Any] = pydantic.Field(default={})
     workers: int = 2
 
 
-def plan_clips(store: Store, batch: str, config: ClipsConfig) -> Plan:
+def settings_of(part: str, config: StageConfig) -> Any:
+    """The stage's options from its preset with the single values replaced; raises `InputError` that names what is wrong."""
+    from pipelines.curation.recipe import stage_options
+
+    return stage_options(config.preset, part, config.options)
+
+
+def plan_clips(store: Store, batch: str, config: StageConfig) -> Plan:
     from pipelines.curation import scenes
 
     source = store.current("videos", batch)
-    settings = scenes.SceneConfig(**config.model_dump(exclude={"workers"}))
+    settings: scenes.SceneConfig = settings_of("scenes", config)
 
     def build(task: Task) -> dict[str, Any]:
         return scenes.build_clips(
-            task.folder, source.path, config=settings, workers=config.workers, progress=task.progress
+            task.folder, source.path, config=settings, workers=config.workers, progress=task.progress, work=task.work_folder
         )
 
     return Plan(
         "clips", build, lambda artefact: scenes.check_clips(artefact.path), inputs=[source], partition=batch,
-        config=settings.model_dump(mode="json"), highlights=("clips", "rejected", "clip_seconds"),
+        config=settings.model_dump(mode="json"), highlights=("clips", "rejected", "clip_seconds"), code_version=CODE_VERSION, in_parts=True,
     )  # fmt: skip
 
 
 @dg.asset(
     deps=[videos], partitions_def=ingest_batches, group_name="curation", owners=OWNERS, kinds={"opencv", "parquet"},
-    code_version="1", check_specs=blocking("clips", "not_empty"),
+    code_version=CODE_VERSION, check_specs=blocking("clips", "not_empty"),
 )  # fmt: skip
-def clips(context: dg.AssetExecutionContext, config: ClipsConfig, storage: StoreResource) -> dg.MaterializeResult:
-    """Clips of one batch, cut at scene changes: spans in the source file, nothing is transcoded.
+def clips(context: dg.AssetExecutionContext, config: StageConfig, storage: StoreResource) -> dg.MaterializeResult:
+    """Clips of one batch, cut at scene changes: spans in the source file, nothing is transcoded or decoded again.
 
-    Each row carries motion and brightness, so that static and black spans can be left out later.
+    Each row carries motion, static, brightness and black scores, so that spans can be left out later.
     """
     return carry_out(context, storage, lambda store: plan_clips(store, context.partition_key, config))
 
 
-class EmbeddingConfig(dg.Config):
-    """CPU threads of the image encoder. Part of the identity: other thread counts may differ in the last bit."""
-
-    threads: int = 2
+def plan_clip_embeddings(store: Store, batch: str, config: StageConfig) -> Plan:
+    return _plan_embeddings("clip_embeddings", store, store.current("clips", batch), batch, config)
 
 
-def plan_clip_embeddings(store: Store, batch: str, config: EmbeddingConfig) -> Plan:
-    return _plan_embeddings("clip_embeddings", store.current("clips", batch), batch, config)
-
-
-def _plan_embeddings(asset: str, source: Artefact, partition: str | None, config: EmbeddingConfig) -> Plan:
+def _plan_embeddings(asset: str, store: Store, source: Artefact, partition: str | None, config: StageConfig) -> Plan:
     from pipelines.curation import embedding
 
-    settings = embedding.EmbeddingSettings(threads=config.threads)
+    settings: embedding.EmbeddingSettings = settings_of("embedding", config)
 
     def build(task: Task) -> dict[str, Any]:
-        return embedding.build_embeddings(task.folder, source.path, config=settings, progress=task.progress)
+        return embedding.build_embeddings(
+            task.folder, source.path, config=settings, progress=task.progress, work=task.work_folder, workers=config.workers, store=store.root
+        )
 
+    # By its digest too: other weights at the same path are another encoder.
+    digest = embedding.make_embedder(settings, store.root).digest
     return Plan(
-        asset, build, lambda artefact: embedding.check_embeddings(artefact.path), inputs=[source], partition=partition,
-        config=settings.model_dump(), highlights=("clips", "dimensions"),
+        asset, build, lambda artefact: embedding.check_embeddings(artefact.path, min(1, source.summary["clips"])), inputs=[source], partition=partition,
+        config={**settings.model_dump(mode="json"), "encoder_digest": digest}, highlights=("clips", "dimensions"), code_version=CODE_VERSION, in_parts=True,
     )  # fmt: skip
 
 
 @dg.asset(
     deps=[clips], partitions_def=ingest_batches, group_name="curation", owners=OWNERS, kinds={"pytorch", "numpy"},
-    code_version="1", check_specs=blocking("clip_embeddings", "not_empty"),
+    code_version=CODE_VERSION, check_specs=blocking("clip_embeddings", "not_empty"),
 )  # fmt: skip
 def clip_embeddings(
-    context: dg.AssetExecutionContext, config: EmbeddingConfig, storage: StoreResource
+    context: dg.AssetExecutionContext, config: StageConfig, storage: StoreResource
 ) -> dg.MaterializeResult:
-    """One unit vector for each clip of a batch, from the offline image encoder, versioned by that encoder's digest."""
+    """One unit vector for each clip of a batch, from a frozen encoder, versioned by the digest of weights and preprocessing."""
     return carry_out(context, storage, lambda store: plan_clip_embeddings(store, context.partition_key, config))
 
 
@@ -105,7 +115,8 @@ def embedded_batches(store: Store) -> dict[str, tuple[Artefact, Artefact]]:
 
 
 class TargetsConfig(dg.Config):
-    """`root` holds the target sets, `<set>/{train,eval}/<label>/*`; empty means the built-in ones."""
+    """`root` holds the target sets: a folder `<set>/{train,eval}/<label>/*`, or a YAML file that names them (see
+    pipelines/presets/targets); empty means the built-in ones, "none" no targets at all."""
 
     root: str = ""
     licence: str = ""
@@ -113,23 +124,27 @@ class TargetsConfig(dg.Config):
 
 
 def plan_target_videos(store: Store, config: TargetsConfig) -> Plan:
-    from pipelines.curation import targets
+    from pipelines.sources import target_sets, targets
 
     root = Path(config.root) if config.root else targets_root(store)
     licence = config.licence if config.root else LICENCE
+    settings = targets.TargetsConfig(workers=config.workers, licence=licence)
 
     def build(task: Task) -> dict[str, Any]:
-        settings = targets.TargetsConfig(workers=config.workers, licence=licence)
-        return targets.build_target_videos(task.folder, root, settings, task.progress)
+        if config.root == NO_TARGETS:
+            return targets.build_no_targets(task.folder)
+        return targets.build_target_videos(task.folder, root, settings, task.progress, task.work_folder)
 
+    digest = NO_TARGETS if config.root == NO_TARGETS else target_sets.root_digest(root)
     return Plan(
         "target_videos", build, lambda artefact: targets.check_target_videos(artefact.path),
-        config={"root": targets.root_digest(root), "licence": licence}, highlights=("sets", "videos", "clips"),
+        config={"root": digest, "licence": licence}, highlights=("sets", "videos", "clips"), code_version=CODE_VERSION, in_parts=True,
+        looks_outside=True,
     )  # fmt: skip
 
 
 @dg.asset(
-    group_name="targets", owners=OWNERS, kinds={"ffmpeg", "parquet"}, code_version="1",
+    group_name="targets", owners=OWNERS, kinds={"ffmpeg", "parquet"}, code_version=CODE_VERSION,
     check_specs=blocking("target_videos", "not_empty"),
 )  # fmt: skip
 def target_videos(context: dg.AssetExecutionContext, config: TargetsConfig, storage: StoreResource) -> dg.MaterializeResult:
@@ -140,46 +155,44 @@ def target_videos(context: dg.AssetExecutionContext, config: TargetsConfig, stor
     return carry_out(context, storage, lambda store: plan_target_videos(store, config))
 
 
-def plan_target_embeddings(store: Store, config: EmbeddingConfig) -> Plan:
-    return _plan_embeddings("target_embeddings", store.current("target_videos"), None, config)
+def plan_target_embeddings(store: Store, config: StageConfig) -> Plan:
+    return _plan_embeddings("target_embeddings", store, store.current("target_videos"), None, config)
 
 
 @dg.asset(
-    deps=[target_videos], group_name="targets", owners=OWNERS, kinds={"pytorch", "numpy"}, code_version="1",
+    deps=[target_videos], group_name="targets", owners=OWNERS, kinds={"pytorch", "numpy"}, code_version=CODE_VERSION,
     check_specs=blocking("target_embeddings", "not_empty"),
 )  # fmt: skip
 def target_embeddings(
-    context: dg.AssetExecutionContext, config: EmbeddingConfig, storage: StoreResource
+    context: dg.AssetExecutionContext, config: StageConfig, storage: StoreResource
 ) -> dg.MaterializeResult:
     """The clips of the target sets in the same embedding space as the pool."""
     return carry_out(context, storage, lambda store: plan_target_embeddings(store, config))
 
 
-class DistinctConfig(dg.Config):
-    """Static and black clips are always scored; these leave them out too. Thresholds: pipelines/curation/duplicates.py."""
-
-    filter_static: bool = False
-    filter_black: bool = False
-
-
-def plan_distinct_clips(store: Store, config: DistinctConfig) -> Plan:
+def plan_distinct_clips(store: Store, config: StageConfig) -> Plan:
     from pipelines.curation import duplicates
+    from pipelines.curation.report.sheets import draw_contact_removed
 
-    settings = duplicates.DuplicatesConfig(**config.model_dump())
+    settings: duplicates.DuplicatesConfig = settings_of("duplicates", config)
     batches = embedded_batches(store)
     targets, target_vectors = store.current("target_videos"), store.current("target_embeddings")
-    superseded = {key: paths for key, paths in sources.superseded(store).items() if key in batches}
+    superseded = {key: paths for key, paths in registry.superseded(store).items() if key in batches}
 
     def build(task: Task) -> dict[str, Any]:
         folders = {batch: (found.path, vectors.path) for batch, (found, vectors) in batches.items()}
-        summary = duplicates.build_distinct(task.folder, folders, targets.path, target_vectors.path, settings, superseded)
+        summary = duplicates.build_distinct(
+            task.folder, folders, targets.path, target_vectors.path, settings, superseded, work=task.work_folder, progress=task.progress
+        )
         digests = {batch: vectors.digest for batch, (_, vectors) in batches.items()}
-        return {**summary, "batches": len(digests), "batch_digests": digests}
+        draw_contact_removed(task.folder / "contact_removed.png", task.folder, [clips for clips, _ in folders.values()], targets.path)
+        return {**summary, "batches": len(digests), "batch_digests": digests, "pictures": ["contact_removed.png"]}
 
     inputs = [artefact for pair in batches.values() for artefact in pair] + [targets, target_vectors]
     return Plan(
         "distinct_clips", build, lambda artefact: duplicates.check_distinct(artefact.path), inputs=inputs,
         config={**settings.model_dump(mode="json"), "superseded": superseded}, highlights=("clips", "removed", "batches"),
+        code_version=CODE_VERSION, in_parts=True,
     )  # fmt: skip
 
 
@@ -189,10 +202,10 @@ def plan_distinct_clips(store: Store, config: DistinctConfig) -> Plan:
         dg.AssetDep(clip_embeddings, partition_mapping=dg.AllPartitionMapping()),
         target_videos, target_embeddings,
     ],
-    group_name="curation", owners=OWNERS, kinds={"faiss", "parquet"}, code_version="1",
+    group_name="curation", owners=OWNERS, kinds={"faiss", "parquet"}, code_version=CODE_VERSION,
     check_specs=blocking("distinct_clips", "not_empty", "removals_explained"),
 )  # fmt: skip
-def distinct_clips(context: dg.AssetExecutionContext, config: DistinctConfig, storage: StoreResource) -> dg.MaterializeResult:
+def distinct_clips(context: dg.AssetExecutionContext, config: StageConfig, storage: StoreResource) -> dg.MaterializeResult:
     """Every batch merged, without near-duplicates and without clips that leak the evaluation sets.
 
     Every removal names its kept twin and their similarity; the merged batches are listed with their digests.
@@ -200,80 +213,105 @@ def distinct_clips(context: dg.AssetExecutionContext, config: DistinctConfig, st
     return carry_out(context, storage, lambda store: plan_distinct_clips(store, config))
 
 
-class ClusterConfig(dg.Config):
-    """About one fine cluster for `clips_per_cluster` clips, at most `max_clusters`, grouped into `coarse_clusters`."""
+class ClusterConfig(StageConfig):
+    """As every stage's; `drift_options` replaces single values of the drift part. `refit` gives up the frozen codebook."""
 
-    clips_per_cluster: int = 4
-    max_clusters: int = 48
-    coarse_clusters: int = 6
-    seed: int = 0
+    drift_options: dict[str, Any] = pydantic.Field(default={})
+    refit: bool = False
 
 
 def plan_clip_clusters(store: Store, config: ClusterConfig) -> Plan:
-    from pipelines.curation import clustering
+    from pipelines.curation import clustering, increment
+    from pipelines.curation.recipe import stage_options
 
-    settings = clustering.ClustersConfig(**config.model_dump())
+    settings: clustering.ClustersConfig = settings_of("clusters", config)
+    drift: increment.DriftConfig = stage_options(config.preset, "drift", config.drift_options)
     distinct = store.current("distinct_clips")
     targets, target_vectors = store.current("target_videos"), store.current("target_embeddings")
+    inputs = [distinct, targets, target_vectors]
+    wanted = {"clusters": settings.model_dump(mode="json"), "drift": drift.model_dump(mode="json")}
+    base = None if config.refit else codebook_to_keep(store, inputs, wanted)
 
     def build(task: Task) -> dict[str, Any]:
-        return clustering.build_clusters(
-            task.folder, distinct.path, targets.path, target_vectors.path, settings, task.progress
-        )
+        return increment.update_clusters(
+            task.folder, base.path if base else None, distinct.path, targets.path, target_vectors.path, settings, drift,
+            work=task.work_folder, progress=task.progress,
+        )  # fmt: skip
 
     return Plan(
-        "clip_clusters", build, lambda artefact: clustering.check_clusters(artefact.path),
-        inputs=[distinct, targets, target_vectors], config=settings.model_dump(mode="json"),
-        highlights=("clusters", "coarse_clusters", "largest_cluster"),
+        "clip_clusters", build, lambda artefact: {**clustering.check_clusters(artefact.path), **increment.check_increment(artefact.path)}, inputs=inputs,
+        config={**wanted, "base": base.digest if base else None, "base_path": str(base.path.relative_to(store.root)) if base else None},
+        highlights=("clusters", "coarse_clusters", "decision"), code_version=CODE_VERSION, in_parts=True,
     )  # fmt: skip
+
+
+def codebook_to_keep(store: Store, inputs: list[Artefact], wanted: dict[str, Any]) -> Artefact | None:
+    """The clip_clusters artefact whose codebook the next one starts from: the current one, or none before the first.
+
+    When the current one was made from just these inputs and options, it is what it was made from itself: asking twice for
+    the same clusters is one request.
+    """
+    try:
+        current = store.current("clip_clusters")
+    except MissingArtefact:
+        return None
+    made_from = {item.key: item.digest for item in inputs}
+    if "base" not in current.config:
+        return None  # of an older version, which kept no statistics
+    if current.inputs == made_from and {name: current.config[name] for name in wanted} == wanted:
+        path = current.config["base_path"]
+        return store.load(store.root / path) if path else None
+    return current
 
 
 @dg.asset(
     deps=[distinct_clips, target_videos, target_embeddings], group_name="curation", owners=OWNERS, kinds={"faiss"},
-    code_version="1", check_specs=blocking("clip_clusters", "not_empty"),
+    code_version=CODE_VERSION, check_specs=blocking("clip_clusters", "not_empty", "statistics_agree"),
 )  # fmt: skip
 def clip_clusters(context: dg.AssetExecutionContext, config: ClusterConfig, storage: StoreResource) -> dg.MaterializeResult:
-    """A two-level k-means codebook over the distinct clips, with every clip and every target assigned to it."""
+    """A hierarchical k-means codebook over the distinct clips, with every clip and every target assigned to it.
+
+    The codebook stays when clips arrive: new ones are assigned, drift is measured, and the decision (none, reweight, append,
+    refit, re-embed) is shown with its reasons.
+    """
     return carry_out(context, storage, lambda store: plan_clip_clusters(store, config))
 
 
-class SelectionConfig(dg.Config):
-    """`repeat_cap` bounds a clip's weight in uniform shares; `uniform_mix` of the draws is spread over all clips.
-
-    The paper: no cap (a large number) and no uniform part (0).
-    """
-
-    support: int = 1
-    smoothing: int = 1
-    repeat_cap: float = 4.0
-    uniform_mix: float = 0.3
-
-
-def plan_curated_clips(store: Store, config: SelectionConfig) -> Plan:
+def plan_curated_clips(store: Store, config: StageConfig) -> Plan:
     from pipelines.curation import retrieval
+    from pipelines.curation.report.chain import chain_of, folders
+    from pipelines.curation.report.funnel import count_rows
+    from pipelines.curation.report.sheets import draw_contact_kept, draw_funnel
 
-    settings = retrieval.SelectionConfig(**config.model_dump())
+    settings: retrieval.SelectionConfig = settings_of("selection", config)
     distinct, clusters = store.current("distinct_clips"), store.current("clip_clusters")
     targets, target_vectors = store.current("target_videos"), store.current("target_embeddings")
 
     def build(task: Task) -> dict[str, Any]:
-        return retrieval.build_selection(
-            task.folder, distinct.path, clusters.path, targets.path, target_vectors.path, settings
+        summary = retrieval.build_selection(
+            task.folder, distinct.path, clusters.path, targets.path, target_vectors.path, settings, work=task.work_folder
         )
+        draw_contact_kept(task.folder / "contact_kept.png", distinct.path, task.folder)
+        chain = chain_of(store, distinct)
+        rows = count_rows(
+            folders(chain.videos), folders(chain.clips), folders(chain.embeddings), distinct.path, int(distinct.summary["superseded_clips"]), task.folder
+        )
+        draw_funnel(task.folder / "funnel.png", rows)
+        return {**summary, "pictures": [*summary["pictures"], "contact_kept.png", "funnel.png"]}
 
     return Plan(
         "curated_clips", build, lambda artefact: retrieval.check_selection(artefact.path),
         inputs=[distinct, clusters, targets, target_vectors], config=settings.model_dump(mode="json"),
-        highlights=("clips", "kl", "coverage"),
+        highlights=("clips", "kl", "coverage"), code_version=CODE_VERSION, in_parts=True,
     )  # fmt: skip
 
 
 @dg.asset(
     deps=[distinct_clips, clip_clusters, target_videos, target_embeddings], group_name="curation", owners=OWNERS,
-    kinds={"parquet"}, code_version="1",
+    kinds={"parquet"}, code_version=CODE_VERSION,
     check_specs=blocking("curated_clips", "not_empty", "weights_sum_to_one", "differs_from_uniform", "no_evaluation_leak"),
 )  # fmt: skip
-def curated_clips(context: dg.AssetExecutionContext, config: SelectionConfig, storage: StoreResource) -> dg.MaterializeResult:
+def curated_clips(context: dg.AssetExecutionContext, config: StageConfig, storage: StoreResource) -> dg.MaterializeResult:
     """The selection a model trains on: clip, weight, and the target set that earned it.
 
     The achieved distribution over clusters is shown against the requested one and against taking everything alike.

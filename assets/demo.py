@@ -24,10 +24,10 @@ from assets.reconcile import reconcile_runs
 from assets.robot_data import EpisodesConfig
 from assets.runs import Run, RunFailed, Runner, ingest_runs, open_instance, recipe_run
 from assets.sources import announce
-from pipelines.curation import sources
 from pipelines.errors import InputError, StoreError
 from pipelines.identity import digest_of
 from pipelines.recipes import load_recipe
+from pipelines.sources import kinds, registry
 from pipelines.store import Store, write_atomic
 
 logger = logging.getLogger("tubelet.demo")
@@ -49,7 +49,7 @@ def run_demo(options: DemoOptions) -> int:
     started = time.monotonic()
     load_recipe(options.recipe)
     store = Store.open(options.root)
-    with store.writing(), _alone(store), open_instance() as instance:
+    with store.writing(), only_one(store), open_instance() as instance:
         log_to(store)
         for run_id in reconcile_runs(instance):
             logger.info("ended run %s, whose process was gone", run_id)
@@ -62,7 +62,7 @@ def run_demo(options: DemoOptions) -> int:
         runner = Runner(store, instance, configs)
         if corpus_seconds > 1:
             runner.times["built-in corpus"] = corpus_seconds
-        worked = ingest(runner, sources.list_batches(store))
+        worked = ingest(runner, registry.list_batches(store))
         for run in (
             Run("episodes", SIMULATED_EPISODES, ["robot_episodes"]),
             recipe_run(options.recipe),
@@ -90,53 +90,57 @@ def ingest(runner: Runner, batches: list[str]) -> bool:
 
 
 def prepare_sources(store: Store, options: DemoOptions) -> float:
-    """Register the built-in pool, and the person's own folder when one was named and something in it decodes.
+    """Register the built-in pool, and the person's own videos (a folder, a manifest or tars) when something in them decodes.
 
     Returns the seconds that making the built-in corpus took.
     """
     if options.videos is not None:
         root = options.videos.expanduser().absolute()
         insist_on_a_video(root)
-        sources.register_source(store, source_name(store, root), root, uploader="operator")
+        registry.register_source(store, source_name(store, root), root, uploader="operator")
     started = time.monotonic()
     with Pulse("built-in corpus", "films") as pulse:
         register_corpus(store, options.corpus_scale, pulse.progress)
     seconds = time.monotonic() - started
-    made = sources.new_batches(store)
+    made = registry.new_batches(store)
     logger.info("sources: %s", "new batches " + ", ".join(made) if made else "no new files")
     return seconds
 
 
-def insist_on_a_video(root: Path) -> None:
-    """Raise `InputError` unless one file below `root` decodes; stops at the first that does."""
-    from pipelines.video import probe
+def insist_on_a_video(root: Path, kind: str | None = None, video_root: Path | None = None) -> None:
+    """Raise `InputError` unless one file of a folder, a manifest or tars decodes; stops at the first that does."""
+    from pipelines.video.media import display_name
+    from pipelines.video.probe import PROBE, probe_files
+    from pipelines.video.workers import Crew
 
     rejects: list[dict[str, Any]] = []
-    for file in sources.candidates_or_error(root):
-        videos, rejected = probe.probe_files([file.path], batch="", source="", workers=1)
-        if videos:
-            return
-        rejects += rejected
+    with Crew(PROBE, 1) as crew:
+        for file in kinds.describe_source(root, kind, video_root).files:
+            problems = {file.path: file.problem} if file.problem else {}
+            probed = probe_files([file.path], batch="", source="", problems=problems, crew=crew)
+            if probed.videos:
+                return
+            rejects += probed.quarantine
     raise InputError(
-        f"no file in {root} can be decoded", expected="at least one video",
-        found="; ".join(f"{Path(row['path']).name}: {row['code']}" for row in rejects[:5]),
-        remedy="name a folder with video files that play; nothing was registered",
+        f"no file in {root} can be decoded", expected="at least one video", found="; ".join(f"{display_name(row['path'])}: {row['code']}" for row in rejects[:5]),
+        remedy="name a folder, a manifest or tars with video files that play; nothing was registered",
     )  # fmt: skip
 
 
 def source_name(store: Store, root: Path) -> str:
-    """The name this folder has as a source, or a free one made from its own name."""
-    known = {source.path: source.name for source in sources.list_sources(store)}
+    """The name this folder, manifest or tar has as a source, or a free one made from its own name."""
+    known = {source.path: source.name for source in registry.list_sources(store)}
     if str(root) in known:
         return known[str(root)]
-    plain = re.sub(r"[^a-z0-9_-]+", "-", root.name.lower()).strip("-_")[:40] or "videos"
+    own = root.name if root.is_dir() else root.stem
+    plain = re.sub(r"[^a-z0-9_-]+", "-", own.lower()).strip("-_")[:40] or "videos"
     return plain if plain not in known.values() else f"{plain}-{digest_of(str(root), 6)}"
 
 
 def look_at_sources(store: Store, instance: dg.DagsterInstance) -> None:
     """Observe `source_catalog` when it has changed, so that Dagster marks what is built from it as stale."""
     announce(instance, store)
-    if observed_version(instance, "source_catalog") != sources.source_digest(store):
+    if observed_version(instance, "source_catalog") != registry.source_digest(store):
         Runner(store, instance).observe()
 
 
@@ -151,9 +155,11 @@ def remember_times(store: Store, times: dict[str, float], seconds: float) -> Non
 def conclude(store: Store, recipe: str, worked: bool, seconds: float) -> int:
     """Write the report when anything is new, print its verdict."""
     from pipelines import report
+    from pipelines.curation.report.page import write_curation_page
 
     folder = store.root / "report"
     if worked or not report.is_current(store, recipe, folder):
+        write_curation_page(store, store.root / "curation")
         report.write(store, recipe, folder)
     numbers = report.read(folder)
     failed = report.check(numbers)
@@ -166,14 +172,14 @@ def conclude(store: Store, recipe: str, worked: bool, seconds: float) -> int:
 
 
 @contextlib.contextmanager
-def _alone(store: Store) -> Iterator[None]:
-    """One demo at a time on a store; the lock goes with the process, however it ends."""
+def only_one(store: Store) -> Iterator[None]:
+    """One demo or curation at a time on a store; the lock goes with the process, however it ends."""
     with open(store.root / ".demo.lock", "w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise StoreError(
-                f"another demo is running on {store.root}", expected="one at a time", found="its lock is held",
+                f"another demo or curation is running on {store.root}", expected="one at a time", found="its lock is held",
                 remedy="wait for it, or set TUBELET_STORE to another folder",
             ) from error  # fmt: skip
         yield

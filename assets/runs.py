@@ -53,13 +53,13 @@ def _unpartitioned(plan: Callable[..., Plan]) -> Callable[..., Plan]:
 
 STAGES: dict[str, Stage] = {
     "videos": Stage(sources.plan_videos, sources.VideosConfig()),
-    "clips": Stage(curation.plan_clips, curation.ClipsConfig()),
-    "clip_embeddings": Stage(curation.plan_clip_embeddings, curation.EmbeddingConfig()),
+    "clips": Stage(curation.plan_clips, curation.StageConfig()),
+    "clip_embeddings": Stage(curation.plan_clip_embeddings, curation.StageConfig()),
     "target_videos": Stage(_unpartitioned(curation.plan_target_videos), curation.TargetsConfig()),
-    "target_embeddings": Stage(_unpartitioned(curation.plan_target_embeddings), curation.EmbeddingConfig()),
-    "distinct_clips": Stage(_unpartitioned(curation.plan_distinct_clips), curation.DistinctConfig()),
+    "target_embeddings": Stage(_unpartitioned(curation.plan_target_embeddings), curation.StageConfig()),
+    "distinct_clips": Stage(_unpartitioned(curation.plan_distinct_clips), curation.StageConfig()),
     "clip_clusters": Stage(_unpartitioned(curation.plan_clip_clusters), curation.ClusterConfig()),
-    "curated_clips": Stage(_unpartitioned(curation.plan_curated_clips), curation.SelectionConfig()),
+    "curated_clips": Stage(_unpartitioned(curation.plan_curated_clips), curation.StageConfig()),
     "training_shards": Stage(_unpartitioned(shards.plan_training_shards), shards.ShardsConfig()),
     "pretrained_encoder": Stage(pretraining.plan_pretrained_encoder, pretraining.PretrainConfig()),
     "cooled_encoder": Stage(pretraining.plan_cooled_encoder, pretraining.PretrainConfig()),
@@ -75,11 +75,15 @@ STAGES: dict[str, Stage] = {
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a job on one partition."""
+    """One run of a job on one partition ("" for a job without any)."""
 
     job: str
     partition: str
     assets: Sequence[str]
+
+    @property
+    def label(self) -> str:
+        return f"{self.job}[{self.partition}]" if self.partition else self.job
 
 
 @dataclass
@@ -125,13 +129,13 @@ class Runner:
         missing = self.outstanding(run)
         current = [asset for asset in run.assets if asset not in missing]
         if current:
-            logger.info("%s[%s]: up to date: %s", run.job, run.partition, ", ".join(current))
+            logger.info("%s: up to date: %s", run.label, ", ".join(current))
         if not missing:
             return False
-        logger.info("%s[%s]: to make: %s", run.job, run.partition, ", ".join(missing))
+        logger.info("%s: to make: %s", run.label, ", ".join(missing))
         started = time.monotonic()
         self._execute(run, missing)
-        self.times[f"{run.job}[{run.partition}]"] = time.monotonic() - started
+        self.times[run.label] = time.monotonic() - started
         return True
 
     def observe(self) -> None:
@@ -147,7 +151,7 @@ class Runner:
         job = self.definitions.resolve_job_def(run.job)
         try:
             result = job.execute_in_process(
-                run_config=config, instance=self.instance, partition_key=run.partition, tags=RUN_TAGS,
+                run_config=config, instance=self.instance, partition_key=run.partition or None, tags=RUN_TAGS,
                 asset_selection=[dg.AssetKey(asset) for asset in assets], raise_on_error=False,
             )  # fmt: skip
         except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError) as error:
@@ -156,7 +160,7 @@ class Runner:
             if any(was_interrupted(event) for event in result.all_events):
                 raise _interrupted(run)
             raise RunFailed(
-                f"run {run.job}[{run.partition}] failed", found="\n".join(failures(result.all_events)),
+                f"run {run.label} failed", found="\n".join(failures(result.all_events)),
                 remedy="mend the cause and run make demo again; what was finished is kept",
             )  # fmt: skip
 
@@ -167,7 +171,7 @@ class Runner:
 
 def _interrupted(run: Run) -> RunInterrupted:
     return RunInterrupted(
-        f"stopped during {run.job}[{run.partition}]", remedy="run make demo again to go on; what was finished is kept"
+        f"stopped during {run.label}", remedy="run make demo again to go on; what was finished is kept"
     )
 
 

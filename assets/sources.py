@@ -9,7 +9,7 @@ from assets.bodies import Plan, Task, blocking, carry_out
 from assets.builtin import ensure_sources
 from assets.partitions import SIMULATED_EPISODES, add_keys, episode_sources, ingest_batches
 from assets.resources import StoreResource
-from pipelines.curation import sources
+from pipelines.sources import registry
 from pipelines.store import Artefact, Store
 
 OWNERS = ["team:data"]
@@ -23,9 +23,9 @@ def _look(context: dg.AssetExecutionContext, storage: StoreResource) -> dg.DataV
     """
     store = storage.open()
     ensure_sources(store)
-    sources.new_batches(store)
+    registry.new_batches(store)
     announce(context.instance, store)
-    return dg.DataVersion(sources.source_digest(store))
+    return dg.DataVersion(registry.source_digest(store))
 
 
 with warnings.catch_warnings():
@@ -39,24 +39,24 @@ with warnings.catch_warnings():
 def announce(instance: dg.DagsterInstance, store: Store) -> list[str]:
     """Make every batch, and the simulated episode source, known as partitions; returns the new batch keys."""
     add_keys(instance, episode_sources, [SIMULATED_EPISODES])
-    return add_keys(instance, ingest_batches, sources.list_batches(store))
+    return add_keys(instance, ingest_batches, registry.list_batches(store))
 
 
 class VideosConfig(dg.Config):
-    """`timeout_s` ends the probe of one file; such a file is quarantined, not retried for ever."""
+    """`timeout_s` is how long a file may give no sign of life; such a file is tried twice, then quarantined for good."""
 
     workers: int = 2
     timeout_s: float = 30.0
 
 
 def plan_videos(store: Store, batch: str, config: VideosConfig) -> Plan:
-    listed = sources.read_batch(store, batch)
+    listed = registry.read_batch(store, batch)
 
     def build(task: Task) -> dict[str, Any]:
         from pipelines.video import probe
 
         return probe.build_videos(
-            task.folder, listed, workers=config.workers, timeout_s=config.timeout_s, progress=task.progress
+            task.folder, listed, workers=config.workers, timeout_s=config.timeout_s, progress=task.progress, work=task.work_folder
         )
 
     def check(artefact: Artefact) -> dict[str, Any]:
@@ -66,13 +66,13 @@ def plan_videos(store: Store, batch: str, config: VideosConfig) -> Plan:
 
     return Plan(
         "videos", build, check, partition=batch, config={"batch": listed.digest, "timeout_s": config.timeout_s},
-        highlights=("videos", "quarantined", "video_seconds"),
+        highlights=("videos", "quarantined", "video_seconds"), code_version="2", in_parts=True, looks_outside=True,
     )  # fmt: skip
 
 
 @dg.asset(
     deps=[source_catalog], partitions_def=ingest_batches, group_name="sources", owners=OWNERS, kinds={"ffmpeg", "parquet"},
-    code_version="1", check_specs=blocking("videos", "every_file_accounted_for", "something_decodes"),
+    code_version="2", check_specs=blocking("videos", "every_file_accounted_for", "something_decodes"),
 )  # fmt: skip
 def videos(context: dg.AssetExecutionContext, config: VideosConfig, storage: StoreResource) -> dg.MaterializeResult:
     """Every file of one arriving batch, probed: a row with its codec, size, length and identity, or a typed reject.

@@ -36,6 +36,8 @@ class Reject(enum.StrEnum):
     TIMEOUT = "timeout"
     WORKER_DIED = "worker_died"
     UNREADABLE = "unreadable"
+    POISON = "poison"
+    SOURCE_PROBLEM = "source_problem"
 
 
 class Removal(enum.StrEnum):
@@ -44,6 +46,10 @@ class Removal(enum.StrEnum):
     EXACT = "exact"
     FINGERPRINT = "fingerprint"
     NEAR_DUPLICATE = "near_duplicate"
+    MIRRORED = "mirrored"
     EVALUATION_LEAK = "evaluation_leak"
     FILTERED_STATIC = "filtered_static"
     FILTERED_BLACK = "filtered_black"
+    FILTERED_MOTION = "filtered_motion"
+    FILTERED_SHORT = "filtered_short"
+    FILTERED_SMALL = "filtered_small"

@@ -43,7 +43,10 @@ class Parts:
         self.made: list[Part] = []
 
     def part(self, name: str, build: Callable[[Path], dict[str, Any] | None]) -> Part:
-        """The part `name`: found finished, or built by `build(empty folder)`, whose JSON-able answer is kept as summary."""
+        """The part `name`: found finished, or built by `build(empty folder)`, whose JSON-able answer is kept as summary.
+
+        A `worker_cpu_s` in it is the CPU time of processes that live on, and is added to the part's own.
+        """
         final = self.root / name
         if not (final / NOTE).is_file():
             self._build(final, build)
@@ -61,7 +64,7 @@ class Parts:
         started, cpu = time.monotonic(), cpu_seconds()
         try:
             summary = build(draft) or {}
-            note = {"summary": summary, "wall_s": time.monotonic() - started, "cpu_s": cpu_seconds() - cpu}
+            note = {"summary": summary, "wall_s": time.monotonic() - started, "cpu_s": cpu_seconds() - cpu + summary.get("worker_cpu_s", 0.0)}
             (draft / NOTE).write_text(json.dumps(note))
             for path in draft.iterdir():
                 _flush(path)

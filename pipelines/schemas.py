@@ -53,6 +53,11 @@ REMOVALS = _table(
     # 2: distance between the two clips' pictures (0: equal), and one sentence for a reader
     ("distance", F32), ("detail", S),
 )  # fmt: skip
+PAIRS = _table(
+    "pairs", 1,  # clips that show the same footage; `batch` brought the first; `strict`: by the rule for duplicates, not only that for leaks
+    ("batch", S), ("first_id", S), ("second_id", S), ("evaluation", B), ("strict", B), ("mirrored", B), ("cosine", F32), ("distance", F32),
+    ("picture", F32), ("motion", F32), ("bits", I32),
+)  # fmt: skip
 ASSIGNMENTS = _table(
     "assignments", 2, ("clip_id", S), ("cluster", I32), ("coarse_cluster", I32), ("similarity", F32),
     ("novel", B),  # 2: farther from its centroid than the codebook's clips are
@@ -68,6 +73,11 @@ SHARD_INDEX = _table(
     ("clip_id", S), ("video_id", S), ("shard", S), ("offset", I64), ("length", I64), ("sha256", S), ("frames", I32),
     ("first_pts_s", F64), ("last_pts_s", F64), ("frame_rate", F64), ("weight", F64), ("source", S), ("licence", S),
     ("source_start_s", F64), ("source_end_s", F64),
+)  # fmt: skip
+COSTS = _table(
+    "costs", 1,
+    ("stage", S), ("batch", S), ("digest", S), ("items", I64), ("unit", S), ("wall_s", F64), ("cpu_s", F64), ("build_s", F64),
+    ("items_per_s", F64), ("items_per_cpu_s", F64), ("parts", I32), ("parts_found", I32),
 )  # fmt: skip
 EXPOSURES = _table("exposures", 1, ("clip_id", S), ("video_id", S), ("samples", I64), ("seconds", F64))
 TOMBSTONES = _table("tombstones", 1, ("clip_id", S), ("video_id", S), ("reason", S), ("added", S))

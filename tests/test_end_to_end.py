@@ -78,7 +78,7 @@ def test_second_demo_does_no_work_and_a_new_video_touches_only_its_own_batch(run
     prepare_sources(store, DemoOptions(run[0], tmp_path / "mine", "smoke", "smoke"))
     before = {asset: store.partitions(asset) for asset in INGEST}
     assert before["videos"] == ["builtin-smoke-0001"]
-    from pipelines.curation.sources import list_batches, read_batch
+    from pipelines.sources.registry import list_batches, read_batch
 
     assert list_batches(store) == ["builtin-smoke-0001", "mine-0001"]
     assert [Path(file.path).name for file in read_batch(store, "mine-0001").files] == ["one.mp4"]

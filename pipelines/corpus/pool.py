@@ -50,6 +50,12 @@ SCALES = {
          "fall": (12, 2.0, 4.0), "slide": (10, 2.5, 5.0), "pan": (10, 4.0, 7.0), "still": (6, 2.0, 6.0)},
         multi_shot=14, exact_copies=4, reencoded=6, train=8, evaluation=6,
     ),
+    # For comparing selections: the demo's pool, and evaluation splits large enough to tell encoders apart.
+    "study": Scale(
+        {"free": (56, 4.0, 12.0), "push": (14, 4.0, 6.0), "lift": (10, 4.0, 6.0), "grip": (6, 3.0, 5.0),
+         "fall": (12, 2.0, 4.0), "slide": (10, 2.5, 5.0), "pan": (10, 4.0, 7.0), "still": (6, 2.0, 6.0)},
+        multi_shot=14, exact_copies=4, reencoded=6, train=8, evaluation=30,
+    ),
     "smoke": Scale(
         {"free": (3, 3.0, 7.0), "push": (1, 3.0, 3.0), "lift": (1, 3.0, 3.0), "fall": (1, 2.0, 2.0),
          "pan": (1, 3.0, 3.0), "still": (1, 2.0, 2.0)},
@@ -91,7 +97,7 @@ class Job:
 
 
 def make_corpus(
-    folder: Path, *, seed: int, scale: Literal["demo", "smoke"] | str = "demo", workers: int = 2,
+    folder: Path, *, seed: int, scale: Literal["demo", "study", "smoke"] | str = "demo", workers: int = 2,
     progress: Callable[..., None] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Make the corpus in `folder`: pool/*.mp4, targets/<set>/{train,eval}/<label>/*.mp4 and, last, corpus.json.

@@ -1,44 +1,33 @@
-"""Clusters: a two-level k-means codebook over the distinct clips, and where the target sets fall in it.
+"""Clusters: a hierarchical codebook over the distinct clips, and where the clips and the target sets fall in it.
 
-V-JEPA 2 used 1.5 M flat clusters for 316 M scenes, some 200 scenes each; a small pool needs a few clips each. The coarse
-level clusters the fine centroids; it is for people to look at, retrieval works on the fine one.
+V-JEPA 2 used 1.5 M flat clusters for 316 M scenes, some 200 scenes each; a small pool needs a few clips each. Retrieval
+works on the leaves; upper levels serve balanced sampling, and people who look at the pool.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipelines.checks import Check
-from pipelines.curation.duplicates import clips_with_vectors
-from pipelines.curation.embedding import read_vectors
-from pipelines.curation.kmeans import assign, spherical_kmeans
+from pipelines.curation.codebook import Codebook
+from pipelines.curation.hierarchy import ClustersConfig, FitReport, fit_codebook
 from pipelines.curation.pictures import draw_cluster_map
+from pipelines.curation.pool import ROUNDED, assign_rows, open_vectors
 from pipelines.errors import InputError
-from pipelines.recipes import Part
-from pipelines.schemas import ASSIGNMENTS, read_table, table_of, write_table
+from pipelines.parts import open_parts
+from pipelines.schemas import ASSIGNMENTS, CLIPS, read_table, write_table
 
 REPRESENTATIVES = 3
-
-
-class ClustersConfig(Part):
-    """`clips_per_cluster` sets the number of fine clusters, up to `max_clusters`."""
-
-    clips_per_cluster: int = 4
-    max_clusters: int = 48
-    coarse_clusters: int = 6
-    iterations: int = 25
-    starts: int = 3
-    seed: int = 0
-
-    def clusters(self, clips: int) -> int:
-        return max(1, min(self.max_clusters, clips // self.clips_per_cluster, clips))
+UNIT_TOLERANCE = 1e-4
+OBJECTIVE = "objective.json"
 
 
 def build_clusters(
@@ -48,77 +37,116 @@ def build_clusters(
     target_embeddings_folder: Path,
     config: ClustersConfig | None = None,
     progress: Callable[..., None] | None = None,
+    work: Path | None = None,
 ) -> dict[str, Any]:
-    """Cluster the distinct clips into `folder`: centroids.npy, coarse_centroids.npy, assignments.parquet,
-    target_assignments.parquet, representatives.json, cluster_map.png. Returns the summary."""
+    """Cluster the distinct clips into `folder`: the codebook's files, assignments.parquet, target_assignments.parquet,
+    representatives.json, cluster_map.png, objective.json (every pass of every k-means).
+
+    Every level, resampling round and batch of assignments is a part in `work`. Raises `InputError` when there is no clip,
+    fewer clips than leaves, or the targets are of another encoder. Returns the summary.
+    """
     started = time.monotonic()
     config = config or ClustersConfig()
-    clip_ids, vectors = read_vectors(distinct_folder)
-    target_clips, target_vectors = clips_with_vectors(target_clips_folder, target_embeddings_folder)
+    clip_ids, vectors, encoder = open_vectors(distinct_folder)
+    target_ids, target_vectors, target_encoder = open_vectors(target_embeddings_folder)
+    training = _training(target_clips_folder, target_ids, target_embeddings_folder)
     if not clip_ids:
         raise InputError("there is no distinct clip to cluster", expected="at least one", found="0", remedy="add videos to the pool")
-    fine = spherical_kmeans(vectors, config.clusters(len(vectors)), seed=config.seed, iterations=config.iterations, starts=config.starts)
-    if progress is not None:
-        progress(1, 2, "fine clusters done")
-    groups = min(config.coarse_clusters, len(fine.centroids))
-    coarse = spherical_kmeans(fine.centroids, groups, seed=config.seed, iterations=config.iterations, starts=config.starts)
-    parent, _ = assign(fine.centroids, coarse.centroids)
-    np.save(folder / "centroids.npy", fine.centroids)
-    np.save(folder / "coarse_centroids.npy", coarse.centroids)
-    cluster, cosine = assign(vectors, fine.centroids)
-    target_cluster, target_cosine = assign(target_vectors, fine.centroids)
-    write_assignments(folder / "assignments.parquet", clip_ids, cluster, parent, cosine)
-    target_ids = [clip["clip_id"] for clip in target_clips]
-    write_assignments(folder / "target_assignments.parquet", target_ids, target_cluster, parent, target_cosine)
-    (folder / "representatives.json").write_text(json.dumps(representatives(clip_ids, cluster, cosine, len(fine.centroids))))
-    training = np.array([clip["source"].endswith("/train") for clip in target_clips], bool)
-    draw_cluster_map(folder / "cluster_map.png", vectors, cluster, parent, target_vectors[training])
-    if progress is not None:
-        progress(2, 2)
-    sizes = np.bincount(cluster, minlength=len(fine.centroids))
+    if target_encoder != encoder:
+        raise InputError(
+            "clips and targets were embedded by different encoders", expected=f"encoder {encoder}", found=f"encoder {target_encoder}",
+            remedy="materialize clip_embeddings and target_embeddings again with one encoder, then distinct_clips",
+        )  # fmt: skip
+    with open_parts(work) as parts:
+        codebook, report = fit_codebook(vectors, clip_ids, encoder, config, parts, progress)
+        leaf, cosine = assign_rows(vectors, np.arange(len(clip_ids)), codebook, parts, "assign", progress)
+        target_leaf, target_cosine = assign_rows(target_vectors, np.arange(len(target_ids)), codebook, parts, "assign-targets")
+        cost = parts.cost(len(clip_ids), "clips")
+    codebook.save(folder)
+    top = codebook.ancestors(-1).astype(np.int64)
+    similarity = np.round(cosine, ROUNDED).astype(np.float32)
+    write_assignments(folder / "assignments.parquet", clip_ids, leaf, top, similarity)
+    write_assignments(folder / "target_assignments.parquet", target_ids, target_leaf, top, np.round(target_cosine, ROUNDED))
+    (folder / "representatives.json").write_text(json.dumps(representatives(clip_ids, leaf, similarity, len(codebook.leaves))))
+    note = {"codebook": codebook.version, "clips": len(clip_ids), "objective": float(np.sum(2.0 - 2.0 * cosine)), **report.as_dict()}
+    (folder / OBJECTIVE).write_text(json.dumps(note, indent=1))
+    draw_cluster_map(folder / "cluster_map.png", vectors, leaf, top, target_vectors[training])
+    return {**_summary(codebook, report, leaf, cosine), **_target_summary(target_leaf, target_cosine, training), "cost": cost,
+            "pictures": ["cluster_map.png"], "seconds": time.monotonic() - started}  # fmt: skip
+
+
+def _training(clips_folder: Path, clip_ids: list[str], embeddings_folder: Path) -> NDArray[np.int64]:
+    """Rows of the target clips that a target set is trained on."""
+    table = read_table(clips_folder / "clips.parquet", CLIPS, columns=["clip_id", "source"])
+    if table.column("clip_id").to_pylist() != clip_ids:
+        raise InputError(
+            f"{embeddings_folder} does not embed the clips of {clips_folder}", expected=f"{len(table)} vectors in the clips' order",
+            found=f"{len(clip_ids)} vectors of other clips", remedy="materialize the embeddings again",
+        )  # fmt: skip
+    return np.flatnonzero([source.endswith("/train") for source in table.column("source").to_pylist()])
+
+
+def _summary(codebook: Codebook, report: FitReport, leaf: NDArray[np.int64], cosine: NDArray[np.float64]) -> dict[str, Any]:
+    sizes = np.bincount(leaf, minlength=len(codebook.leaves))
     return {
-        "clips": len(clip_ids), "clusters": len(fine.centroids), "coarse_clusters": groups, "largest_cluster": int(sizes.max()),
-        "smallest_cluster": int(sizes.min()), "mean_cosine": fine.objective,
-        "clusters_with_targets": len(set(target_cluster[training].tolist())), "target_mean_cosine": float(target_cosine.mean()),
-        "pictures": ["cluster_map.png"], "seconds": time.monotonic() - started,
+        "clips": len(leaf), "clusters": len(codebook.leaves), "coarse_clusters": len(codebook.centroids[-1]),
+        "levels": [len(level) for level in codebook.centroids], "rounds": [len(level.rounds) - 1 for level in report.levels],
+        "largest_cluster": int(sizes.max()), "smallest_cluster": int(sizes.min()), "mean_cosine": float(cosine.mean()),
+        "codebook": codebook.version, "threads": report.threads, "device": report.device,
     }  # fmt: skip
 
 
+def _target_summary(leaf: NDArray[np.int64], cosine: NDArray[np.float64], training: NDArray[np.int64]) -> dict[str, Any]:
+    return {"clusters_with_targets": len(np.unique(leaf[training])), "target_mean_cosine": float(cosine.mean()) if len(cosine) else None}
+
+
 def write_assignments(
-    path: Path, clip_ids: list[str], cluster: NDArray[np.int64], parent: NDArray[np.int64], cosine: NDArray[np.float32]
+    path: Path,
+    clip_ids: Sequence[str],
+    cluster: NDArray[np.integer],
+    parent: NDArray[np.integer],
+    similarity: NDArray[np.floating],
+    novel: NDArray[np.bool_] | None = None,
 ) -> None:
-    """One assignments table: fine cluster, its coarse cluster, cosine to the fine centroid."""
-    rows = [
-        {"clip_id": clip_id, "cluster": int(fine), "coarse_cluster": int(parent[fine]), "similarity": round(float(near), 6)}
-        for clip_id, fine, near in zip(clip_ids, cluster, cosine, strict=True)
-    ]
-    write_table(table_of(ASSIGNMENTS, rows), path, ASSIGNMENTS)
+    """One assignments table: leaf (N,), its ancestor on the top level (`parent` (K,)), cosine (N,) to the leaf's centroid,
+    and whether the clip is `novel` (N,), which no clip is that the codebook was fitted on."""
+    columns = {
+        "clip_id": pa.array(clip_ids, pa.string()), "cluster": pa.array(cluster.astype(np.int32)),
+        "coarse_cluster": pa.array(parent[cluster].astype(np.int32)), "similarity": pa.array(similarity.astype(np.float32)),
+        "novel": pa.array(np.zeros(len(cluster), bool) if novel is None else novel),
+    }  # fmt: skip
+    write_table(pa.table(columns), path, ASSIGNMENTS)
 
 
 def representatives(
-    clip_ids: list[str], cluster: NDArray[np.int64], cosine: NDArray[np.float32], clusters: int
+    clip_ids: Sequence[str], cluster: NDArray[np.integer], similarity: NDArray[np.floating], clusters: int
 ) -> dict[str, list[str]]:
     """For each cluster the ids of the clips nearest its centroid, nearest first (ties by id)."""
-    members: dict[str, list[tuple[float, str]]] = {str(number): [] for number in range(clusters)}
-    for clip_id, number, near in zip(clip_ids, cluster, cosine, strict=True):
-        members[str(int(number))].append((-float(near), clip_id))
-    return {number: [clip_id for _, clip_id in sorted(found)[:REPRESENTATIVES]] for number, found in members.items()}
+    by_id = np.empty(len(clip_ids), np.int64)
+    by_id[np.argsort(np.asarray(clip_ids), kind="stable")] = np.arange(len(clip_ids))
+    order = np.lexsort((by_id, -similarity, cluster))
+    sizes = np.bincount(cluster, minlength=clusters)
+    starts = np.cumsum(sizes) - sizes
+    return {
+        str(number): [clip_ids[row] for row in order[start : start + min(size, REPRESENTATIVES)]]
+        for number, (start, size) in enumerate(zip(starts.tolist(), sizes.tolist(), strict=True))
+    }
 
 
 def check_clusters(folder: Path) -> dict[str, Check]:
-    """Blocking check: clusters of unit length, and every clip and target assigned to one of them."""
-    centroids, coarse = np.load(folder / "centroids.npy"), np.load(folder / "coarse_centroids.npy")
+    """Blocking check: centroids of unit length on every level, and every clip and target in a leaf, under its ancestor."""
+    codebook = Codebook.load(folder)
     assignments = read_table(folder / "assignments.parquet", ASSIGNMENTS)
     targets = read_table(folder / "target_assignments.parquet", ASSIGNMENTS)
-    labels = np.concatenate([table.column("cluster").to_numpy() for table in (assignments, targets)])
-    inside = bool(((labels >= 0) & (labels < len(centroids))).all())
-    unit = bool(np.allclose(np.linalg.norm(centroids, axis=1), 1.0, atol=1e-4))
+    leaf, coarse = (np.concatenate([table.column(name).to_numpy() for table in (assignments, targets)]) for name in ("cluster", "coarse_cluster"))
+    inside = bool(((leaf >= 0) & (leaf < len(codebook.leaves))).all())
+    under = inside and bool((codebook.ancestors(-1)[leaf] == coarse).all())
+    unit = all(bool(np.allclose(np.linalg.norm(level, axis=1), 1.0, atol=UNIT_TOLERANCE)) for level in codebook.centroids)
     used = len(np.unique(assignments.column("cluster").to_numpy()))
     return {
         "not_empty": Check(
-            len(assignments) > 0 and len(targets) > 0 and inside and unit and len(coarse) <= len(centroids),
-            "unit centroids, and every clip and target in one of them",
-            f"{len(centroids)} clusters ({used} with clips, {len(coarse)} coarse), {len(assignments)} clips, {len(targets)} target clips",
+            len(assignments) > 0 and under and unit, "unit centroids, and every clip and target in one leaf, under that leaf's ancestor",
+            f"{len(codebook.leaves)} leaves ({used} with clips) under {len(codebook.centroids[-1])}, {len(assignments)} clips, {len(targets)} target clips",
             "materialize clip_clusters again after distinct_clips and target_embeddings",
         )
     }  # fmt: skip

@@ -1,7 +1,8 @@
 """Distinct clips: all batches merged, without duplicates and without clips that leak the targets' evaluation splits.
 
 Duplicates go by a greedy star cover: every removed clip is a direct neighbour of a clip that is kept, so no chain of
-small differences removes a clip unlike anything that stays. Leaks go by components, where removing more is wanted.
+small differences removes a clip unlike anything that stays. Leaks go by components, where removing more is wanted. The
+result depends on the batches alone: a better copy that comes later takes an older one's place, as from scratch.
 """
 
 from __future__ import annotations
@@ -11,118 +12,48 @@ import logging
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.checks import Check
-from pipelines.curation.embedding import read_vectors, write_vectors
-from pipelines.curation.neighbours import PairRule, Pairs, SearchConfig, candidate_pairs, features_of, judge
+from pipelines.curation.cover import component_cover, star_cover
+from pipelines.curation.embedding import read_vectors
+from pipelines.curation.leaks import COMPONENT, SAME_VIDEO, Evaluation, Leaks, find_leaks, leak_report, open_evaluation
+from pipelines.curation.merging import ClipPool, Rows, Stacked, open_looks, open_pool
+from pipelines.curation.neighbours import SearchConfig
+from pipelines.curation.pairs import PairRules, Pairs
+from pipelines.curation.pool_pairs import find_pool_pairs, write_pool_pairs
+from pipelines.curation.removals import Filters, Removals, filtered
+from pipelines.curation.verification import LookRule
 from pipelines.errors import InputError, Removal
 from pipelines.identity import file_sha256
-from pipelines.recipes import Part
-from pipelines.schemas import CLIPS, REMOVALS, read_table, table_of, write_table
+from pipelines.parts import open_parts
+from pipelines.schemas import CLIPS, REMOVALS, read_table, write_table
+from pipelines.video.fingerprint import CELLS, PICTURES
 
 logger = logging.getLogger("tubelet.curation")
 
-EVALUATION_CHUNK = 2048
+WRITE_ROWS = 16_384
+SAME_PRINT = 48  # of 512 bits, 6 of 64 in each picture: a copy that kept its picture, not only its content
+LEAK_LOOK = LookRule(
+    length=0.12, noise=2.0, share=0.32, cropped_share=0.5, strength=0.4, cropped_strength=0.8, picture=0.5, cropped_picture=0.7, levels=0.9,
+    still_picture=0.8, still_whole=0.7, still_levels=0.97, retimed_above=1.0, rhythm=0.6,
+)  # fmt: skip
 
 
-class DuplicatesConfig(Part):
-    """Rules for duplicates and, looser, for leaks; scores of static and black clips are always there, filters are off."""
+class DuplicatesConfig(Filters):
+    """Rules for duplicates and, looser, for leaks; filters by score are off. `cover` is `star` or `components` (DINOv2's way,
+    which also removes what is only linked to the kept clip by a chain; V-JEPA 2 describes no removal of duplicates)."""
 
-    duplicate: PairRule = PairRule()
-    leak: PairRule = PairRule(length=0.12, fingerprint=0.08)
+    duplicate: PairRules = PairRules()
+    leak: PairRules = PairRules(look=LEAK_LOOK, eps=1.0, mirrored=True)
     search: SearchConfig = SearchConfig()
-    filter_static: bool = False
-    filter_black: bool = False
-    static_below: float = 0.5  # motion score in grey levels
-    black_below: float = 8.0  # brightness in grey levels
-
-
-def star_cover(count: int, pairs: Iterable[tuple[int, int]], order: Sequence[int]) -> list[int]:
-    """For each of `count` rows the kept neighbour that covers it, or itself when it is kept.
-
-    Rows are visited in `order` (best first): the next uncovered one is kept and covers its uncovered neighbours.
-    """
-    neighbours: dict[int, list[int]] = {}
-    for first, second in pairs:
-        neighbours.setdefault(first, []).append(second)
-        neighbours.setdefault(second, []).append(first)
-    cover = [-1] * count
-    for row in order:
-        if cover[row] >= 0:
-            continue
-        cover[row] = row
-        for neighbour in neighbours.get(row, []):
-            if cover[neighbour] < 0:
-                cover[neighbour] = row
-    return cover
-
-
-def component_leaks(count: int, pairs: Iterable[tuple[int, int]], direct: Mapping[int, int]) -> dict[int, int]:
-    """Rows in any component of `pairs` that touches a row of `direct` (row -> evaluation row), with that evaluation row."""
-    neighbours: dict[int, list[int]] = {}
-    for first, second in pairs:
-        neighbours.setdefault(first, []).append(second)
-        neighbours.setdefault(second, []).append(first)
-    reached: dict[int, int] = {}
-    for start in sorted(direct):
-        waiting = [start] if start not in reached else []
-        while waiting:
-            row = waiting.pop()
-            if row in reached:
-                continue
-            reached[row] = direct.get(row, direct[start])
-            waiting += neighbours.get(row, [])
-    return reached
-
-
-def quality_order(clips: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Rows best first: higher resolution, then longer, then by clip_id and path, so that nothing depends on row order."""
-    return sorted(
-        range(len(clips)),
-        key=lambda row: (
-            -clips[row]["width"] * clips[row]["height"], -round(clips[row]["end_s"] - clips[row]["start_s"], 3),
-            clips[row]["clip_id"], clips[row]["path"],
-        ),
-    )  # fmt: skip
-
-
-def merge_batches(
-    batches: Mapping[str, tuple[Path, Path]], superseded: Mapping[str, Sequence[str]]
-) -> tuple[list[dict[str, Any]], NDArray[np.float32], set[str], int]:
-    """All clips with their vectors, sorted by clip_id and path; the encoder digests met; how many clips were superseded."""
-    clips: list[dict[str, Any]] = []
-    vectors: list[NDArray[np.float32]] = []
-    encoders: set[str] = set()
-    stale = 0
-    for batch, (clips_folder, embeddings_folder) in sorted(batches.items()):
-        found, matrix = clips_with_vectors(clips_folder, embeddings_folder)
-        old = set(superseded.get(batch, ()))
-        keep = [row for row, clip in enumerate(found) if clip["path"] not in old]
-        stale += len(found) - len(keep)
-        clips += [found[row] for row in keep]
-        vectors.append(matrix[keep])
-        encoders.add(json.loads((embeddings_folder / "encoder.json").read_text())["digest"])
-    order = sorted(range(len(clips)), key=lambda row: (clips[row]["clip_id"], clips[row]["path"]))
-    stacked = np.concatenate(vectors) if vectors else np.empty((0, 0), np.float32)
-    return [clips[row] for row in order], stacked[order], encoders, stale
-
-
-def clips_with_vectors(clips_folder: Path, embeddings_folder: Path) -> tuple[list[dict[str, Any]], NDArray[np.float32]]:
-    """Clip rows and their vectors in one order; raises `InputError` when the embeddings are of other clips."""
-    clips = read_table(clips_folder / "clips.parquet", CLIPS).to_pylist()
-    clip_ids, vectors = read_vectors(embeddings_folder)
-    if clip_ids != [clip["clip_id"] for clip in clips]:
-        raise InputError(
-            f"{embeddings_folder} does not embed the clips of {clips_folder}", expected=f"{len(clips)} vectors in the clips' order",
-            found=f"{len(clip_ids)} vectors of other clips", remedy="materialize the embeddings again",
-        )  # fmt: skip
-    return clips, vectors
+    cover: Literal["star", "components"] = "star"
 
 
 def build_distinct(
@@ -132,121 +63,195 @@ def build_distinct(
     target_embeddings_folder: Path,
     config: DuplicatesConfig | None = None,
     superseded: Mapping[str, Sequence[str]] | None = None,
+    previous: Path | None = None,
+    work: Path | None = None,
+    progress: Callable[..., None] | None = None,
 ) -> dict[str, Any]:
-    """Merge `batches` (key -> folders of clips and embeddings) into `folder`: clips.parquet, removals.parquet,
-    embeddings.npy, clip_ids.json, encoder.json, batches.json. `superseded` names paths whose file changed after a batch.
+    """Merge `batches` (key -> folders of clips and embeddings) into `folder`: clips.parquet, looks.npy, removals.parquet,
+    leaks.json, embeddings.npy, clip_ids.json, encoder.json, batches.json, and pairs.parquet with pairs.json.
 
-    Raises `InputError` when vectors come from different encoders. Returns the summary.
+    `superseded` names paths whose file changed after a batch. `previous` is an earlier result, whose pairs are taken over
+    where the batches are the same: faster, with the same result. Raises `InputError` when vectors come from different
+    encoders, or when clips have none. Returns the summary.
     """
     started = time.monotonic()
     config = config or DuplicatesConfig()
-    clips, vectors, encoders, stale = merge_batches(batches, superseded or {})
-    target_clips, target_vectors = clips_with_vectors(target_clips_folder, target_embeddings_folder)
-    encoders.add(json.loads((target_embeddings_folder / "encoder.json").read_text())["digest"])
+    pool, evaluation = open_pool(batches, superseded), open_evaluation(target_clips_folder, target_embeddings_folder)
+    encoders = pool.encoders | (evaluation.pool.encoders if len(evaluation.pool) else frozenset())
     if len(encoders) > 1:
         raise InputError(
             "clips and targets were embedded by different encoders", expected="one encoder digest", found=", ".join(sorted(encoders)),
             remedy="materialize clip_embeddings of every batch and target_embeddings again with one encoder",
         )  # fmt: skip
-    removals: list[dict[str, Any]] = []
-    gone: set[int] = set()
-
-    def remove(row: int, reason: Removal, twin_id: str, similarity: float) -> None:
-        gone.add(row)
-        ids = {"clip_id": clips[row]["clip_id"], "video_id": clips[row]["video_id"]}
-        removals.append({**ids, "reason": reason.value, "twin_id": twin_id, "similarity": round(similarity, 6)})
-
-    if clips:
-        pairs = _duplicates(clips, vectors, config)
-        evaluation = [row for row, clip in enumerate(target_clips) if clip["source"].endswith("/eval")]
-        held_out, held_vectors = [target_clips[row] for row in evaluation], target_vectors[evaluation]
-        leaks = _leaks(clips, vectors, held_out, held_vectors, pairs, config)
-        for row, other in sorted(leaks.items()):
-            remove(row, Removal.EVALUATION_LEAK, held_out[other]["clip_id"], float(vectors[row] @ held_vectors[other]))
-        for row, clip in enumerate(clips):
-            if row not in gone and config.filter_static and clip["motion"] < config.static_below:
-                remove(row, Removal.FILTERED_STATIC, "", 0.0)
-            elif row not in gone and config.filter_black and clip["brightness"] < config.black_below:
-                remove(row, Removal.FILTERED_BLACK, "", 0.0)
-        order = [row for row in quality_order(clips) if row not in gone]
-        links = [pair for pair in pairs if gone.isdisjoint(pair)]
-        cover = star_cover(len(clips), links, order)
-        for row in sorted(order):
-            if cover[row] != row:
-                reason, cosine = pairs[(min(row, cover[row]), max(row, cover[row]))]
-                remove(row, Removal(reason), clips[cover[row]]["clip_id"], cosine)
-    kept = [row for row in range(len(clips)) if row not in gone]
-    write_table(table_of(CLIPS, [clips[row] for row in kept]), folder / "clips.parquet", CLIPS)
-    removals.sort(key=lambda row: (row["reason"], row["clip_id"], row["twin_id"]))
-    write_table(table_of(REMOVALS, removals), folder / "removals.parquet", REMOVALS)
-    write_vectors(folder, [clips[row]["clip_id"] for row in kept], vectors[kept])
-    shutil.copyfile(target_embeddings_folder / "encoder.json", folder / "encoder.json")
-    digests = {batch: file_sha256(pair[0] / "clips.parquet")[:16] for batch, pair in sorted(batches.items())}
+    with open_parts(work) as parts:
+        found = find_pool_pairs(parts, pool, evaluation, config.search, config.duplicate, config.leak, previous, progress)
+        cost = parts.cost(len(pool), "clips")
+    leaks = find_leaks(pool, evaluation, found.evaluation, found.pool)
+    removals = removed_clips(pool, evaluation, leaks, found.pool.take(found.pool.strict), config)
+    keep = pool.live.copy()
+    keep[removals.rows] = False
+    write_distinct(folder, pool, [batches[key][0] for key in pool.keys], np.flatnonzero(keep))
+    write_table(removals.table(), folder / "removals.parquet", REMOVALS)
+    write_pool_pairs(folder, pool, evaluation, config.search, config.duplicate, config.leak, found)
+    (folder / "leaks.json").write_text(json.dumps(leak_report(pool, evaluation, leaks), indent=1))
+    shutil.copyfile((next(iter(batches.values()))[1] if batches else target_embeddings_folder) / "encoder.json", folder / "encoder.json")
+    digests = {key: file_sha256(batches[key][0] / "clips.parquet")[:16] for key in pool.keys}
     (folder / "batches.json").write_text(json.dumps(digests))
-    reasons = dict(sorted(Counter(row["reason"] for row in removals).items()))
-    logger.info("distinct clips: %d of %d kept; removed: %s", len(kept), len(clips), reasons or "none")
+    reasons = dict(sorted(Counter(removals.reasons).items()))
+    logger.info("distinct clips: %d of %d kept; removed: %s", int(keep.sum()), len(pool), reasons or "none")
     return {
-        "clips": len(kept), "clips_in": len(clips), "removed": len(removals), "reasons": reasons, "superseded_clips": stale,
-        "evaluation_leaks": reasons.get(Removal.EVALUATION_LEAK.value, 0),
-        "clip_seconds": sum(clips[row]["end_s"] - clips[row]["start_s"] for row in kept), "seconds": time.monotonic() - started,
+        "clips": int(keep.sum()), "clips_in": int(pool.live.sum()), "removed": len(removals), "reasons": reasons,
+        "superseded_clips": int((~pool.live).sum()), "clips_without_vector": pool.missing,
+        "evaluation_leaks": reasons.get(Removal.EVALUATION_LEAK.value, 0), "searched": found.searched, "pairs": int(found.pool.strict.sum()),
+        "clip_seconds": float(pool.seconds[keep].sum()), "cost": cost, "seconds": time.monotonic() - started,
     }  # fmt: skip
 
 
-def _duplicates(
-    clips: list[dict[str, Any]], vectors: NDArray[np.float32], config: DuplicatesConfig
-) -> dict[tuple[int, int], tuple[str, float]]:
-    """Duplicate pairs (i < j) with reason and cosine."""
-    features = features_of(clips, vectors)
-    judged = judge(features, features, *candidate_pairs(features, config.search), config.duplicate)
-    return {
-        (int(first), int(second)): (reason, float(cosine))
-        for first, second, reason, cosine in zip(judged.first, judged.second, judged.reason, judged.cosine, strict=True)
-        if reason
-    }
+def quality_order(pool: ClipPool) -> Rows:
+    """Clips best first: higher resolution, then longer, then of a known licence, then by clip_id and path."""
+    area = pool.column("width").astype(np.int64) * pool.column("height")
+    unknown = pc.equal(pc.fill_null(pool.table.column("licence"), ""), "")
+    ranked = pa.table({
+        "area": -area, "length": -np.round(pool.seconds, 3), "unknown": unknown.cast(pa.int8()),
+        "clip_id": pool.table.column("clip_id"), "path": pool.table.column("path"),
+    })  # fmt: skip
+    return pc.sort_indices(ranked, sort_keys=[(name, "ascending") for name in ranked.column_names]).to_numpy().astype(np.int64)
 
 
-def _leaks(
-    clips: list[dict[str, Any]], vectors: NDArray[np.float32], held_out: list[dict[str, Any]],
-    held_vectors: NDArray[np.float32], pairs: Iterable[tuple[int, int]], config: DuplicatesConfig,
-) -> dict[int, int]:  # fmt: skip
-    """Pool rows that leak, with the evaluation row they leak: every pool clip against every evaluation clip."""
-    if not held_out:
-        return {}
-    direct: dict[int, int] = {}
-    by_video = {clip["video_id"]: row for row, clip in reversed(list(enumerate(held_out)))}
-    pool, evaluation = features_of(clips, vectors), features_of(held_out, held_vectors)
-    columns = np.arange(len(held_out))
-    for start in range(0, len(clips), EVALUATION_CHUNK):
-        rows = np.arange(start, min(len(clips), start + EVALUATION_CHUNK))
-        judged: Pairs = judge(pool, evaluation, np.repeat(rows, len(columns)), np.tile(columns, len(rows)), config.leak)
-        best: dict[int, tuple[float, int]] = {}
-        for first, second, reason, cosine in zip(judged.first, judged.second, judged.reason, judged.cosine, strict=True):
-            if reason:
-                best[int(first)] = max(best.get(int(first), (-2.0, 0)), (float(cosine), int(second)))
-        direct.update({row: other for row, (_, other) in best.items()})
-    # Any span of an evaluation video is a leak, whatever it looks like.
-    direct.update({row: by_video[clip["video_id"]] for row, clip in enumerate(clips) if clip["video_id"] in by_video})
-    return component_leaks(len(clips), pairs, direct)
+def removed_clips(pool: ClipPool, evaluation: Evaluation, leaks: Leaks, pairs: Pairs, config: DuplicatesConfig) -> Removals:
+    """Leaks, then filtered clips, then duplicates of what is left: each clip goes once."""
+    removals = Removals(pool)
+    free = pool.live.copy()
+    _remove_leaks(removals, pool, evaluation, leaks, free)
+    number, filters = filtered(pool, config)
+    rows = np.flatnonzero(free & (number >= 0))
+    reasons = [filters[place][0] for place in number[rows].tolist()]
+    nothing = np.full(len(rows), np.nan)
+    removals.add(rows, reasons, [""] * len(rows), nothing, nothing, [filters[number[row]][1](row) for row in rows.tolist()])
+    free[rows] = False
+    _remove_duplicates(removals, pool, pairs, free, config)
+    return removals
+
+
+def _remove_leaks(removals: Removals, pool: ClipPool, evaluation: Evaluation, leaks: Leaks, free: Any) -> None:
+    place = np.full(len(pool.firsts), -1, np.int64)
+    place[leaks.streams] = np.arange(len(leaks.streams))
+    rows = np.flatnonzero(free & (place[pool.stream] >= 0))
+    which = place[pool.stream[rows]]
+    twins = evaluation.pool.table.column("clip_id").take(evaluation.clips[leaks.evaluation[which]]).to_pylist()
+    details = []
+    for leak in which.tolist():
+        sets = " and ".join(evaluation.targets[leaks.evaluation[leak]])
+        if leaks.rules[leak] == SAME_VIDEO:
+            details.append(f"a span of a video that {sets} is evaluated on")
+        elif leaks.rules[leak] == COMPONENT:
+            details.append(f"like a clip of the pool that looks like an evaluation clip of {sets}")
+        else:
+            details.append(f"looks like an evaluation clip of {sets}")
+    removals.add(rows, [Removal.EVALUATION_LEAK] * len(rows), twins, leaks.cosine[which], leaks.distance[which], details)
+    free[rows] = False
+
+
+def _remove_duplicates(removals: Removals, pool: ClipPool, pairs: Pairs, free: Any, config: DuplicatesConfig) -> None:
+    """The best clip of every stream stands for it; streams are covered by streams."""
+    order = quality_order(pool)
+    order = order[free[order]]
+    streams, place = np.unique(pool.stream[order], return_index=True)
+    best = np.full(len(pool.firsts), -1, np.int64)
+    best[streams] = order[place]
+    there = (best[pairs.first] >= 0) & (best[pairs.second] >= 0)
+    pairs = pairs.take(there)
+    edges = np.stack([pairs.first, pairs.second], axis=1)
+    cover = np.array((star_cover if config.cover == "star" else component_cover)(len(best), edges, streams[np.argsort(place)]), np.int64)
+    paths, ids = pool.table.column("path"), pool.table.column("clip_id")
+    own = cover[pool.stream[order]] == pool.stream[order]
+    copies = order[own & (best[pool.stream[order]] != order)]
+    kept = best[pool.stream[copies]]
+    names = ids.take(pa.array(kept)).to_pylist()
+    same = np.array(ids.take(pa.array(copies)).to_pylist(), object) == np.array(names, object)
+    words = [f"the same span of the same stream as {path}" if one else f"the same stream, in another container than {path}" for one, path in zip(same, paths.take(pa.array(kept)).to_pylist(), strict=True)]
+    removals.add(copies, [Removal.EXACT] * len(copies), names, np.ones(len(copies)), np.zeros(len(copies)), words)
+
+    gone = order[~own]
+    one, two = pool.stream[gone], cover[pool.stream[gone]]
+    edge = _edges_between(pairs, one, two, len(best))
+    twins = best[two]
+    reasons, details = [], []
+    for number, path in zip(edge.tolist(), paths.take(pa.array(twins)).to_pylist(), strict=True):
+        reasons.append(_reason(pairs, number))
+        if number < 0:
+            details.append(f"linked to {path} by a chain of copies")
+        else:
+            details.append(
+                f"the same footage as {path}{', mirrored' if pairs.mirrored[number] else ''}: "
+                f"pictures agree to {pairs.picture[number]:.2f}, motion to {pairs.motion[number]:.2f}"
+            )
+    cosine = np.einsum("ij,ij->i", pool.vectors.take(pool.firsts[one]), pool.vectors.take(pool.firsts[two]), dtype=np.float64)
+    distance = np.where(edge >= 0, np.append(pairs.distance, np.nan)[edge], np.nan)
+    removals.add(gone, reasons, ids.take(pa.array(twins)).to_pylist(), cosine, distance, details)
+
+
+def _reason(pairs: Pairs, number: int) -> Removal:
+    if number >= 0 and pairs.mirrored[number]:
+        return Removal.MIRRORED
+    return Removal.FINGERPRINT if number >= 0 and pairs.bits[number] <= SAME_PRINT else Removal.NEAR_DUPLICATE
+
+
+def _edges_between(pairs: Pairs, first: Rows, second: Rows, count: int) -> Rows:
+    """Number of the pair between two streams each, -1 where there is none."""
+    keys = np.minimum(pairs.first, pairs.second) * count + np.maximum(pairs.first, pairs.second)
+    order = np.argsort(keys, kind="stable")
+    wanted = np.minimum(first, second) * count + np.maximum(first, second)
+    place = np.searchsorted(keys[order], wanted).clip(max=max(0, len(keys) - 1))
+    if len(keys) == 0:
+        return np.full(len(first), -1, np.int64)
+    return np.where(keys[order][place] == wanted, order[place], -1)
+
+
+def write_distinct(folder: Path, pool: ClipPool, clips_folders: Sequence[Path], kept: Rows) -> None:
+    """clips.parquet, looks.npy, embeddings.npy and clip_ids.json of the kept clips, ordered by clip_id; blocks of rows at a time."""
+    tables = []
+    for number, clips_folder in enumerate(clips_folders):
+        own = kept[pool.batch[kept] == number]
+        tables.append(read_table(clips_folder / "clips.parquet", CLIPS).take(pa.array(pool.place[own])))
+    whole = pa.concat_tables(tables) if tables else CLIPS.empty_table()
+    order = pc.sort_indices(whole, sort_keys=[("clip_id", "ascending"), ("path", "ascending")])
+    whole = whole.take(order)
+    write_table(whole, folder / "clips.parquet", CLIPS)
+    (folder / "clip_ids.json").write_text(json.dumps(whole.column("clip_id").to_pylist()))
+    rows = kept[order.to_numpy().astype(np.int64)]
+    _write_rows(folder / "looks.npy", pool.looks, rows, np.uint8, (PICTURES, CELLS, CELLS))
+    size = pool.vectors.take(rows[:1]).shape[1]
+    _write_rows(folder / "embeddings.npy", pool.vectors, rows, np.float32, (size,))
+
+
+def _write_rows(path: Path, values: Stacked, rows: Rows, kind: Any, shape: tuple[int, ...]) -> None:
+    found = np.lib.format.open_memmap(path, mode="w+", dtype=kind, shape=(len(rows), *shape))
+    for start in range(0, len(rows), WRITE_ROWS):
+        found[start : start + WRITE_ROWS] = values.take(rows[start : start + WRITE_ROWS])
+    found.flush()
 
 
 def check_distinct(folder: Path) -> dict[str, Check]:
     """Blocking checks: something is left, and each removal names a kept twin (or the evaluation clip, or a filter)."""
-    clips = read_table(folder / "clips.parquet", CLIPS).column("clip_id").to_pylist()
-    removals = read_table(folder / "removals.parquet", REMOVALS).to_pylist()
-    clip_ids, vectors = read_vectors(folder)
-    kept = set(clips)
-    by_twin = {Removal.EXACT.value, Removal.FINGERPRINT.value, Removal.NEAR_DUPLICATE.value}
-    orphans = [row["clip_id"] for row in removals if row["reason"] in by_twin and row["twin_id"] not in kept]
-    unnamed = [row["clip_id"] for row in removals if row["reason"] == Removal.EVALUATION_LEAK.value and not row["twin_id"]]
-    sound = clip_ids == clips and len(kept) == len(clips) == len(vectors)
+    clips = read_table(folder / "clips.parquet", CLIPS, columns=["clip_id"]).column("clip_id")
+    removals = read_table(folder / "removals.parquet", REMOVALS, columns=["clip_id", "reason", "twin_id"])
+    clip_ids, vectors = read_vectors(folder, mapped=True)
+    open_looks(folder, len(clips))
+    reason, twin = removals.column("reason"), removals.column("twin_id")
+    by_twin = pc.is_in(reason, pa.array([Removal.EXACT, Removal.FINGERPRINT, Removal.NEAR_DUPLICATE, Removal.MIRRORED], pa.string()))
+    orphans = removals.filter(pc.and_(by_twin, pc.invert(pc.is_in(twin, clips.combine_chunks()))))
+    unnamed = removals.filter(pc.and_(pc.equal(reason, Removal.EVALUATION_LEAK.value), pc.equal(twin, "")))
+    different = len(pc.unique(clips))
+    sound = clips.to_pylist() == clip_ids and different == len(clips) == len(vectors)
     return {
         "not_empty": Check(
-            len(clips) > 0 and sound, "at least one clip, each once, each with its vector",
-            f"{len(clips)} clips, {len(kept)} different, {len(vectors)} vectors; {len(removals)} removed",
+            len(clips) > 0 and sound, "at least one clip, each once, each with its vector and look",
+            f"{len(clips)} clips, {different} different, {len(vectors)} vectors; {len(removals)} removed",
             "look at removals.parquet: if all went, the pool is the evaluation set",
         ),
         "removals_explained": Check(
-            not orphans and not unnamed, "a kept twin for every duplicate, an evaluation clip for every leak",
+            len(orphans) + len(unnamed) == 0, "a kept twin for every duplicate, an evaluation clip for every leak",
             f"{len(orphans)} duplicates without a kept twin, {len(unnamed)} leaks without their evaluation clip",
             "materialize distinct_clips again",
         ),

@@ -1,171 +1,114 @@
-"""Finding pairs of clips that may show the same footage: FAISS over vectors and over fingerprints, then one rule for both.
+"""Finding clips that may show the same footage: FAISS over vectors and over fingerprints, across all cluster borders.
 
-An ImageNet network sees clips of one robot in one scene as almost equal (cosine 0.98 between different motions, 0.90
-between a clip and its worse encoded copy), so a cosine alone never makes a duplicate: the fingerprint must agree too.
+A network trained on ImageNet sees clips of one robot in one scene as almost equal, and a crop of a clip as less like it
+than its neighbours are. So the vector that is searched by is the embedding with the clip's rhythm behind it (how far apart
+its pictures are in time), and fingerprints are searched as well: a copy has to be near by one of the two.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.errors import Removal
 from pipelines.recipes import Part
-from pipelines.video.fingerprint import POSITIONS, compare, unpack
+from pipelines.video.fingerprint import BITS
 
-CHANGE_WEIGHT = 0.1  # how much of the change masks' distance counts beside the pictures' share of differing bits
-SAME_S = 2e-3  # containers of one stream have other time bases (mkv: 1 ms), so equal spans differ by rounding
+RETRAIN = 4  # an index is trained again when it holds so many times what it was trained on
+TRAINING_ROWS = 64  # for each cell
+LEAST_ROWS = 39  # in a cell on average, FAISS's own least
 
-
-class PairRule(Part):
-    """When two clips are the same footage. `length` is the largest relative difference of their lengths, `change` the
-    largest distance of their change masks (a small thing moving otherwise changes little of the picture), `brightness`
-    the largest difference in grey levels (other colours in the same scene); `fingerprint` and `near_score` bound the
-    fingerprint distance, with the cosine that each asks for beside it."""
-
-    length: float = 0.06
-    brightness: float = 5.0
-    change: float = 0.45
-    fingerprint: float = 0.06
-    fingerprint_cosine: float = 0.8
-    near_score: float = 0.10
-    near_cosine: float = 0.97
+Rows = NDArray[np.int64]
 
 
 class SearchConfig(Part):
-    """`neighbours` looked at for each clip; above `flat_limit` clips an IVF index with `probes` cells replaces the exact one."""
+    """`neighbours` by vector and `by_fingerprint` looked at for each clip. Above `flat_limit` clips an index with about
+    4 sqrt(N) cells, of which `probes` are searched, replaces exact search; its vectors take a byte (`sq8`) or four a number.
+
+    `rhythm` is the weight of the rhythm beside the embedding's 1; threads other than 1 may change the order of equals.
+    """
 
     neighbours: int = 32
-    flat_limit: int = 200_000
+    by_fingerprint: int = 16
+    flat_limit: int = 50_000
     probes: int = 16
+    codes: Literal["sq8", "full"] = "sq8"
+    rhythm: float = 0.5
+    threads: int = 1
 
 
-@dataclass(frozen=True)
-class Features:
-    """What pairs are judged by, row for row: unit vectors (N, D), packed fingerprints (N, 5, 32), lengths in s (N,),
-    the spans' starts in s from the first frame (N,), brightness in grey levels (N,), and video ids."""
-
-    vectors: NDArray[np.float32]
-    prints: NDArray[np.uint8]
-    lengths: NDArray[np.float64]
-    starts: NDArray[np.float64]
-    brightness: NDArray[np.float64]
-    video_ids: list[str]
+def search_vectors(vectors: NDArray[np.float32], rhythms: NDArray[np.float32], weight: float) -> NDArray[np.float32]:
+    """(N, D + 28) float32 unit vectors to search by, of embeddings (N, D) and rhythms (N, 28), unit vectors both."""
+    whole = np.concatenate([vectors, np.sqrt(weight) * rhythms], axis=1)
+    return np.ascontiguousarray(whole / np.sqrt(1.0 + weight), np.float32)
 
 
-def features_of(clips: list[dict[str, Any]], vectors: NDArray[np.float32]) -> Features:
-    """Features of clip rows and their vectors, in the same order."""
-    starts = np.array([clip["start_s"] for clip in clips], np.float64)
-    ends = np.array([clip["end_s"] for clip in clips], np.float64)
-    brightness = np.array([clip["brightness"] for clip in clips], np.float64)
-    prints = unpack([clip["fingerprint"] for clip in clips])
-    return Features(vectors, prints, ends - starts, starts, brightness, [clip["video_id"] for clip in clips])
+def trained_on(totals: Sequence[int], config: SearchConfig) -> list[int]:
+    """For an index that grows to `totals` (ascending) clips: how many of the first clips it is trained on each time, 0 for
+    exact search. A function of the totals up to there alone, so that later batches change nothing of earlier ones."""
+    found: list[int] = []
+    for total in totals:
+        former = found[-1] if found else 0
+        stays = former and total < RETRAIN * former
+        found.append(former if stays else total if total > config.flat_limit else 0)
+    return found
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """Judged pairs: row numbers `first` and `second` (M,), `reason` ("" when the pair is no duplicate), `cosine` (M,)."""
+class Finder:
+    """Neighbours among the clips that were added, which are numbered in that order."""
 
-    first: NDArray[np.int64]
-    second: NDArray[np.int64]
-    reason: list[str]
-    cosine: NDArray[np.float64]
+    def __init__(self, dimensions: int, config: SearchConfig) -> None:
+        import faiss
 
+        self._config = config
+        self._vectors: Any = faiss.IndexFlatIP(dimensions)
+        self._codes: Any = faiss.IndexBinaryFlat(BITS)
+        self.trained_on = 0
 
-def judge(a: Features, b: Features, first: NDArray[np.int64], second: NDArray[np.int64], rule: PairRule) -> Pairs:
-    """Judge the pairs (first[i] of `a`, second[i] of `b`)."""
-    cosine = np.einsum("ij,ij->i", a.vectors[first], b.vectors[second], dtype=np.float64)
-    closeness = compare(a.prints[first], b.prints[second])
-    score = closeness.picture + CHANGE_WEIGHT * closeness.change
-    longer = np.maximum(a.lengths[first], b.lengths[second])
-    alike = (
-        (np.abs(a.lengths[first] - b.lengths[second]) <= rule.length * longer)
-        & (np.abs(a.brightness[first] - b.brightness[second]) <= rule.brightness)
-        & closeness.evidence
-        & (closeness.change <= rule.change)
-    )
-    close = (np.abs(a.starts[first] - b.starts[second]) < SAME_S) & (np.abs(a.lengths[first] - b.lengths[second]) < 2 * SAME_S)
-    exact = close & np.array([a.video_ids[i] == b.video_ids[j] for i, j in zip(first, second, strict=True)], bool)
-    printed = alike & (score <= rule.fingerprint) & (cosine >= rule.fingerprint_cosine)
-    near = alike & (score <= rule.near_score) & (cosine >= rule.near_cosine)
-    reason = np.where(exact, Removal.EXACT.value, np.where(printed, Removal.FINGERPRINT.value, np.where(near, Removal.NEAR_DUPLICATE.value, "")))
-    return Pairs(first, second, reason.tolist(), cosine)
+    def train(self, count: int, sample: Callable[[Rows], tuple[NDArray[np.float32], NDArray[np.uint8]]]) -> None:
+        """Become an index with cells, empty again, trained on the first `count` clips, whose vectors and codes `sample`
+        gives by their rows."""
+        import faiss
 
+        cells = max(1, min(int(4 * np.sqrt(count)), count // LEAST_ROWS))
+        rows = np.linspace(0, count - 1, min(count, cells * TRAINING_ROWS)).astype(np.int64)
+        vectors, codes = sample(rows)
+        size = vectors.shape[1]
+        with faiss_threads(self._config.threads):
+            quantizer = faiss.IndexFlatIP(size)
+            if self._config.codes == "sq8":
+                kind = faiss.ScalarQuantizer.QT_8bit
+                self._vectors = faiss.IndexIVFScalarQuantizer(quantizer, size, cells, kind, faiss.METRIC_INNER_PRODUCT)
+            else:
+                self._vectors = faiss.IndexIVFFlat(quantizer, size, cells, faiss.METRIC_INNER_PRODUCT)
+            self._codes = faiss.IndexBinaryIVF(faiss.IndexBinaryFlat(BITS), BITS, cells)
+            self._vectors.own_fields = self._codes.own_fields = False
+            self._kept = quantizer, self._codes.quantizer  # FAISS holds no reference to them
+            for index, values in ((self._vectors, vectors), (self._codes, codes)):
+                index.cp.max_points_per_centroid = TRAINING_ROWS
+                index.nprobe = self._config.probes
+                index.train(values)
+        self.trained_on = count
 
-def candidate_pairs(features: Features, config: SearchConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Row pairs (i < j), each once: neighbours in embedding space, neighbours by fingerprint, and clips of one stream."""
-    count = len(features.vectors)
-    pairs = [_pairs_of(rows) for rows in (_vector_neighbours(features, config), _print_neighbours(features, config))]
-    by_video: dict[str, list[int]] = {}
-    for row, video_id in enumerate(features.video_ids):
-        by_video.setdefault(video_id, []).append(row)
-    same = [pair for rows in by_video.values() for pair in _same_starts(features, rows)]
-    pairs.append(np.array(same, np.int64).reshape(-1, 2))
-    stacked = np.concatenate(pairs)
-    keys = np.unique(stacked.min(axis=1) * count + stacked.max(axis=1)) if count else np.empty(0, np.int64)
-    return keys // max(1, count), keys % max(1, count)
+    def add(self, vectors: NDArray[np.float32], codes: NDArray[np.uint8]) -> None:
+        """Add clips: search vectors (N, D), packed fingerprints (N, 128)."""
+        with faiss_threads(self._config.threads):
+            self._vectors.add(vectors)
+            self._codes.add(np.ascontiguousarray(codes))
 
+    def __len__(self) -> int:
+        return int(self._vectors.ntotal)
 
-def _same_starts(features: Features, rows: list[int]) -> Iterator[tuple[int, int]]:
-    """Pairs among clips of one stream that start together."""
-    ordered = sorted(rows, key=lambda row: features.starts[row])
-    for position, row in enumerate(ordered):
-        for other in ordered[position + 1 :]:
-            if features.starts[other] - features.starts[row] >= SAME_S:
-                break
-            yield row, other
-
-
-def _pairs_of(neighbours: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(M, 2) row pairs from a neighbour table (N, k) in which -1 means none."""
-    rows = np.repeat(np.arange(len(neighbours)), neighbours.shape[1])
-    pairs = np.stack([rows, neighbours.reshape(-1)], axis=1)
-    return pairs[(pairs[:, 1] >= 0) & (pairs[:, 0] != pairs[:, 1])]
-
-
-def _vector_neighbours(features: Features, config: SearchConfig) -> NDArray[np.int64]:
-    import faiss
-
-    count, size = features.vectors.shape
-    index: Any
-    with faiss_threads(1):
-        if count <= config.flat_limit:
-            index = faiss.IndexFlatIP(size)
-        else:  # across cluster borders: near-duplicates of one clip may fall into different cells
-            index = faiss.IndexIVFFlat(faiss.IndexFlatIP(size), size, _cells(count), faiss.METRIC_INNER_PRODUCT)
-            index.nprobe = config.probes
-            index.train(features.vectors)
-        index.add(features.vectors)
-        return index.search(features.vectors, min(count, config.neighbours + 1))[1]
-
-
-def _cells(count: int) -> int:
-    """Cells of an IVF index: about 4 sqrt(N), with enough rows in each to train it."""
-    return max(1, min(int(4 * np.sqrt(count)), count // 39))
-
-
-def _print_neighbours(features: Features, config: SearchConfig) -> NDArray[np.int64]:
-    """Neighbours by Hamming distance over the three picture hashes together."""
-    import faiss
-
-    count = len(features.prints)
-    codes = np.ascontiguousarray(features.prints[:, : len(POSITIONS)].reshape(count, -1))
-    bits = codes.shape[1] * 8
-    index: Any
-    with faiss_threads(1):
-        if count <= config.flat_limit:
-            index = faiss.IndexBinaryFlat(bits)
-        else:
-            index = faiss.IndexBinaryIVF(faiss.IndexBinaryFlat(bits), bits, _cells(count))
-            index.nprobe = config.probes
-            index.train(codes)
-        index.add(codes)
-        return index.search(codes, min(count, config.neighbours + 1))[1]
+    def search(self, vectors: NDArray[np.float32], codes: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """(N, neighbours + by_fingerprint + 2) clips near to each given one, which may be among them; -1 means none."""
+        config = self._config
+        with faiss_threads(config.threads):
+            near = self._vectors.search(vectors, min(len(self), config.neighbours + 1))[1]
+            alike = self._codes.search(np.ascontiguousarray(codes), min(len(self), config.by_fingerprint + 1))[1]
+        return np.concatenate([near, alike], axis=1).astype(np.int64)
 
 
 @contextlib.contextmanager

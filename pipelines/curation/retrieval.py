@@ -1,164 +1,78 @@
 """Target-weighted retrieval (V-JEPA 2, appendix A.2): which clips to draw, how often, and for which target's sake.
 
-A cluster's share is w_c = sum_d w_d N_dc / N_d over the targets d, spread over its pool clips. Two things the paper
-leaves open are decided here: no clip is drawn more than `repeat_cap` times its uniform share (rare clusters would
-otherwise repeat hundreds of times), and a part of the draws stays uniform, so that what no target asks for is not lost.
+A cluster's share is w_c = sum_d w_d N_dc / N_d over the targets d, spread over its pool clips. What the paper leaves open
+is decided by options: no clip repeats hundreds of times because its cluster is rare, nobody's videos fill the set, and a
+part of the draws may stay uniform. `balanced` and `uniform` make the sets that such a selection is compared with.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipelines.checks import Check
+from pipelines.curation.allotment import Allotment, Candidates, Group, allot, clip_keys, spread_in_time
+from pipelines.curation.codebook import Codebook
+from pipelines.curation.demand import Demand, Hits, count_hits, demand_of, nobody, spread_hits, training_sets
+from pipelines.curation.distribution import Drawn, distribution, group_shares, total_variation
 from pipelines.curation.embedding import read_vectors
 from pipelines.curation.pictures import draw_distribution
-from pipelines.curation.targets import set_weights
+from pipelines.curation.quotas import Index, Vector, sums_by
+from pipelines.curation.selection import SelectionConfig
 from pipelines.errors import InputError, Removal
-from pipelines.recipes import Part
-from pipelines.schemas import ASSIGNMENTS, CLIPS, REMOVALS, SELECTION, read_table, table_of, write_table
+from pipelines.parts import Parts, open_parts
+from pipelines.schemas import ASSIGNMENTS, CLIPS, REMOVALS, SELECTION, read_table, write_table
+from pipelines.sources.targets import set_weights
 
-Vector = NDArray[np.float64]
-UNIFORM = "uniform"  # in the column `target`: drawn although no target asks for its cluster
 SUM_TOLERANCE = 1e-9
 MIN_KL = 0.01
-
-
-class SelectionConfig(Part):
-    """The paper: support 1, no smoothing, no cap, no uniform part (repeat_cap large, uniform_mix 0)."""
-
-    support: int = 1  # least number of a target's clips in a cluster for it to count (DINOv2's rule: 4)
-    smoothing: int = 1  # nearest clusters that a target clip is spread over; 1 is no smoothing
-    smoothing_temperature: float = 0.02  # in units of (1 - cosine)
-    repeat_cap: float = 4.0  # largest weight of a clip, in units of its uniform share
-    uniform_mix: float = 0.3  # share of the draws spread evenly over all distinct clips
+GROUPS = ("licence", "uploader", "language", "source")
+FILES = ("selection.parquet", "distribution.json", "distribution.png")
+HIT_ROWS = 65_536  # target clips in one part of the smoothing
+OFF: dict[str, Any] = {
+    "support": 1, "smoothing": 1, "uniform_mix": 0.0, "repeat_cap": None, "video_max": None, "cluster_max": None, "target_max": None,
+    "target_floor": 0.0, "uploader_share": None, "licence_shares": {}, "language_shares": {}, "source_shares": {},
+}  # fmt: skip
+"""Options and the values at which they do nothing."""
 
 
 @dataclass(frozen=True)
-class Demand:
-    """What the targets ask of K clusters: `share[d]` (K,) is p_d(c), `weights[d]` its w_d; only supported clusters count."""
+class Plan:
+    """Which of N distinct clips may be drawn, `kept` (N,); what the `targets` ask, and what was asked for in this mode
+    (`asking`; None: all clips alike); and how that is met by the kept ones."""
 
-    share: dict[str, Vector]
+    kept: NDArray[np.bool_]
+    targets: Demand
+    asking: Demand | None
+    found: Allotment
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a selection is made from: the distinct `clips` (columns) with their `pool`, the target sets and their clips."""
+
+    clips: pa.Table
+    pool: Candidates
+    similarity: NDArray[np.float32]
+    codebook: Codebook
+    sets: tuple[str, ...]
+    target_clips: pa.Table
+    target_set: Index  # -1: not a training clip
+    target_cluster: Index
+    target_embeddings: Path | None
     weights: dict[str, float]
-
-    @property
-    def clusters(self) -> Vector:
-        """w_c (K,), summing to 1."""
-        return np.sum([self.weights[name] * share for name, share in self.share.items()], axis=0)
-
-
-def demand_of(hits: Mapping[str, Vector], weights: Mapping[str, float], support: int) -> Demand:
-    """From `hits[d]` (K,), the number (or smoothed mass) of target d's clips in each cluster.
-
-    Targets of weight 0 are left out; clusters with fewer than `support` clips of a target do not count for it. Raises
-    `InputError` when no target is left or one has no supported cluster.
-    """
-    used = {name: weight for name, weight in weights.items() if weight > 0}
-    if not used:
-        raise InputError("no target set has a weight", expected="at least one weight above 0", found=str(dict(weights)), remedy="mend targets.yaml")
-    share = {}
-    for name in sorted(used):
-        counted = np.where(hits[name] >= support, hits[name], 0.0)
-        if counted.sum() <= 0:
-            raise InputError(
-                f"target set {name} has no cluster with {support} of its clips", expected="support in at least one cluster",
-                found=f"at most {hits[name].max(initial=0):g} clips in one", remedy="lower `support`, or add training videos to the set",
-            )  # fmt: skip
-        share[name] = counted / counted.sum()
-    total = sum(used.values())
-    return Demand(share, {name: weight / total for name, weight in sorted(used.items())})
-
-
-def capped(shares: Vector, counts: NDArray[np.int64], ceiling: float) -> tuple[Vector, float]:
-    """Largest multiple of `shares` (K,) in which no cluster exceeds `ceiling * counts`, scaled to sum to 1; exact.
-
-    Returns (masses (K,), excess): where even full clusters cannot hold a mass of 1, the excess could not be placed.
-    """
-    room = ceiling * counts.astype(np.float64)
-    active = (shares > 0) & (room > 0)
-    masses = np.zeros_like(shares, dtype=np.float64)
-    if not active.any():
-        return masses, 1.0
-    if room[active].sum() <= 1.0:
-        masses[active] = room[active]
-        return masses, float(max(0.0, 1.0 - room[active].sum()))
-    # Clusters fill up in the order of room / share; lambda is where the mass placed reaches 1.
-    rows = np.flatnonzero(active)
-    rows = rows[np.argsort(room[rows] / shares[rows], kind="stable")]
-    filled = np.concatenate([[0.0], np.cumsum(room[rows])])[:-1]
-    open_share = np.cumsum(shares[rows][::-1])[::-1]
-    scale = (1.0 - filled) / open_share
-    first_open = int(np.argmax(scale <= room[rows] / shares[rows]))
-    masses[rows[:first_open]] = room[rows[:first_open]]
-    masses[rows[first_open:]] = scale[first_open] * shares[rows[first_open:]]
-    return masses, 0.0
-
-
-def divergence(first: Vector, second: Vector) -> float:
-    """KL(first || second) in nats; 0 log 0 is 0."""
-    inside = first > 0
-    return float(np.sum(first[inside] * np.log(first[inside] / second[inside])))
-
-
-@dataclass(frozen=True)
-class Allotment:
-    """Weights of N clips (sum 1) and how they came about: `unserved` demand on clusters without clips, `spilled` mass
-    that the cap kept from the demanded clusters and that went to the others evenly."""
-
-    weights: Vector
-    unserved: float
-    spilled: float
-
-
-def allot(cluster: NDArray[np.int64], demand: Vector, config: SelectionConfig) -> Allotment:
-    """Weights of clips whose clusters are `cluster` (N,), for the `demand` w_c (K,) on K clusters."""
-    count = len(cluster)
-    sizes = np.bincount(cluster, minlength=len(demand))
-    served = np.where(sizes > 0, demand, 0.0)
-    unserved = float(demand.sum() - served.sum())
-    mix = config.uniform_mix
-    if not (0 <= mix <= 1 and config.repeat_cap >= 1):
-        raise InputError(
-            "the selection's options contradict themselves", expected="0 <= uniform_mix <= 1 and repeat_cap >= 1",
-            found=f"uniform_mix {mix:g}, repeat_cap {config.repeat_cap:g}", remedy="mend them",
-        )  # fmt: skip
-    if served.sum() <= 0 or mix == 1:
-        return Allotment(np.full(count, 1.0 / count), unserved, 0.0)
-    ceiling = (config.repeat_cap - mix) / (1 - mix) / count  # of the retrieved part, so that the whole stays below the cap
-    masses, spilled = capped(served, sizes, ceiling)
-    per_clip = np.divide(masses, sizes, out=np.zeros_like(masses), where=sizes > 0)[cluster]
-    if spilled > 0:
-        rest = per_clip < ceiling * (1 - 1e-12)
-        per_clip = np.where(rest, per_clip + spilled / max(1, int(rest.sum())), per_clip)
-    weights = mix / count + (1 - mix) * per_clip
-    return Allotment(weights / weights.sum(), unserved, spilled)
-
-
-def target_hits(
-    target_clips: Sequence[Mapping[str, Any]], cluster: NDArray[np.int64], vectors: NDArray[np.float32],
-    centroids: NDArray[np.float32], config: SelectionConfig,
-) -> dict[str, Vector]:  # fmt: skip
-    """For each target set the number of its training clips in each cluster (K,), spread over near ones when smoothing."""
-    names = [str(clip["source"]).rsplit("/", 1)[0] for clip in target_clips]
-    training = [row for row, clip in enumerate(target_clips) if str(clip["source"]).endswith("/train")]
-    hits = {name: np.zeros(len(centroids)) for name in sorted(set(names))}
-    for row in training:
-        if config.smoothing <= 1:
-            hits[names[row]][cluster[row]] += 1.0
-            continue
-        cosine = vectors[row].astype(np.float64) @ centroids.T.astype(np.float64)
-        near = np.argsort(-cosine, kind="stable")[: config.smoothing]
-        pull = np.exp((cosine[near] - cosine[near[0]]) / config.smoothing_temperature)
-        hits[names[row]][near] += pull / pull.sum()
-    return hits
 
 
 def build_selection(
@@ -168,113 +82,243 @@ def build_selection(
     target_clips_folder: Path,
     target_embeddings_folder: Path | None = None,
     config: SelectionConfig | None = None,
+    work: Path | None = None,
 ) -> dict[str, Any]:
     """Weigh the distinct clips into `folder`: selection.parquet, distribution.json, distribution.png. Returns the summary.
 
-    `target_embeddings_folder` is needed for smoothing alone.
+    `target_embeddings_folder` is needed for smoothing alone. Raises `InputError` when the artefacts do not belong
+    together, a target has no support or a quota cannot be met; the message says which, and by how much.
     """
     started = time.monotonic()
     config = config or SelectionConfig()
-    clips = read_table(distinct_folder / "clips.parquet", CLIPS).to_pylist()
-    assignments = read_table(clusters_folder / "assignments.parquet", ASSIGNMENTS)
-    if assignments.column("clip_id").to_pylist() != [clip["clip_id"] for clip in clips]:
-        raise InputError(
-            "the clusters are of other clips", expected="assignments of the distinct clips, in their order", found=f"{len(assignments)} others",
-            remedy="materialize clip_clusters again",
-        )  # fmt: skip
-    centroids = np.load(clusters_folder / "centroids.npy", allow_pickle=False)
-    target_clips = read_table(target_clips_folder / "clips.parquet", CLIPS).to_pylist()
-    target_cluster = read_table(clusters_folder / "target_assignments.parquet", ASSIGNMENTS).column("cluster").to_numpy()
-    vectors = np.empty((0, centroids.shape[1]), np.float32)
-    if config.smoothing > 1:
-        if target_embeddings_folder is None:
-            raise InputError("smoothing needs the targets' vectors", expected="target_embeddings", found="none", remedy="set smoothing to 1")
-        vectors = read_vectors(target_embeddings_folder)[1]
-    hits = target_hits(target_clips, target_cluster, vectors, centroids, config)
-    demand = demand_of(hits, set_weights(target_clips_folder), config.support)
+    config.insist()
+    with open_parts(work) as parts:
+        inputs = read_inputs(distinct_folder, clusters_folder, target_clips_folder, target_embeddings_folder, config)
+        part = parts.part("selection", lambda place: _select(place, inputs, distinct_folder, config, parts))
+        for name in FILES:
+            shutil.copyfile(part.folder / name, folder / name)
+        cost = parts.cost(len(inputs.clips), "clips")
+    return {**part.summary, "pictures": ["distribution.png"], "cost": cost, "seconds": time.monotonic() - started}
+
+
+def read_inputs(
+    distinct_folder: Path, clusters_folder: Path, target_clips_folder: Path, target_embeddings_folder: Path | None, config: SelectionConfig
+) -> Inputs:
+    """The columns that a selection needs; raises `InputError` when they are of different clips or encoders."""
+    clips = read_table(distinct_folder / "clips.parquet", CLIPS, ["clip_id", "video_id", "start_s", *GROUPS])
+    assignments = read_table(clusters_folder / "assignments.parquet", ASSIGNMENTS, ["clip_id", "cluster", "similarity"])
+    target_clips = read_table(target_clips_folder / "clips.parquet", CLIPS, ["clip_id", "video_id", "source"])
+    target_assignments = read_table(clusters_folder / "target_assignments.parquet", ASSIGNMENTS, ["clip_id", "cluster"])
+    for assigned, own, of in ((assignments, clips, "distinct"), (target_assignments, target_clips, "target")):
+        if not assigned.column("clip_id").equals(own.column("clip_id")):
+            raise InputError(
+                "the clusters are of other clips", expected=f"assignments of the {len(own)} {of} clips, in their order", found=f"{len(assigned)} others",
+                remedy="materialize clip_clusters again",
+            )  # fmt: skip
+    if not len(clips):
+        raise InputError("there is no distinct clip to select from", expected="at least one", found="0", remedy="add videos to the pool")
+    codebook = Codebook.load(clusters_folder)
+    codebook.insist_on(json.loads((distinct_folder / "encoder.json").read_text())["digest"])
     cluster = assignments.column("cluster").to_numpy().astype(np.int64)
-    found = allot(cluster, demand.clusters, config)
-    strongest = earned_by(demand)
-    rows = [
-        {
-            "clip_id": clip["clip_id"], "video_id": clip["video_id"], "cluster": int(number), "weight": float(weight),
-            "target": strongest[number], "uniform_weight": 1.0 / len(clips),
-        }
-        for clip, number, weight in zip(clips, cluster, found.weights, strict=True)
-        if weight > 0
-    ]  # fmt: skip
-    write_table(table_of(SELECTION, rows), folder / "selection.parquet", SELECTION)
-    report = distribution(cluster, found, demand, config)
-    removals = read_table(distinct_folder / "removals.parquet", REMOVALS).to_pylist()
-    held_out = {clip["video_id"] for clip in target_clips if clip["source"].endswith("/eval")}
-    leaked = {row["clip_id"] for row in removals if row["reason"] == Removal.EVALUATION_LEAK.value}
-    report["evaluation_leaks"] = sorted(row["clip_id"] for row in rows if row["video_id"] in held_out or row["clip_id"] in leaked)
-    (folder / "distribution.json").write_text(json.dumps(report, indent=1, sort_keys=True))
+    pool = Candidates(cluster, len(codebook.leaves), {name: group_of(clips.column(name)) for name in GROUPS})
+    sets, target_set = training_sets(target_clips.column("source"))
+    return Inputs(
+        clips, pool, assignments.column("similarity").to_numpy(), codebook, sets, target_clips, target_set,
+        target_assignments.column("cluster").to_numpy().astype(np.int64), target_embeddings_folder,
+        set_weights(target_clips_folder) if config.target_weights is None else dict(config.target_weights),
+    )  # fmt: skip
+
+
+def group_of(column: pa.ChunkedArray) -> Group:
+    """The values of a column of words, sorted, and each row's place among them; null reads as unknown, ""."""
+    coded = column.combine_chunks().fill_null("").dictionary_encode()
+    values = np.array(coded.dictionary.to_pylist(), np.str_)
+    order = np.argsort(values, kind="stable")
+    return Group(tuple(values[order].tolist()), np.argsort(order, kind="stable")[coded.indices.to_numpy()])
+
+
+def hits_of(inputs: Inputs, smoothing: int, temperature: float, parts: Parts) -> Hits:
+    """Where the targets' training clips lie, spread over near clusters when `smoothing` is above 1."""
+    if smoothing <= 1:
+        return count_hits(inputs.sets, inputs.target_set, inputs.target_cluster, inputs.pool.clusters)
+    if inputs.target_embeddings is None:
+        raise InputError("smoothing needs the targets' vectors", expected="target_embeddings", found="none", remedy="set smoothing to 1")
+    inputs.codebook.insist_on(json.loads((inputs.target_embeddings / "encoder.json").read_text())["digest"])
+    clip_ids, vectors = read_vectors(inputs.target_embeddings, mapped=True)
+    if clip_ids != inputs.target_clips.column("clip_id").to_pylist():
+        raise InputError(
+            "target_embeddings are of other clips", expected="the target clips, in their order", found=f"{len(clip_ids)} others",
+            remedy="materialize target_embeddings again",
+        )  # fmt: skip
+    rows = np.argsort(np.array(clip_ids, np.str_), kind="stable")  # sums must not depend on the order of the files
+    batches = parts.map("hits", rows.tolist(), HIT_ROWS, partial(_spread, inputs=inputs, vectors=vectors, smoothing=smoothing, temperature=temperature))
+    counts, mass = (sum(np.load(batch.folder / f"{name}.npy", allow_pickle=False) for batch in batches) for name in ("counts", "mass"))
+    return Hits(inputs.sets, counts, mass)
+
+
+def _spread(place: Path, rows: Sequence[int], inputs: Inputs, vectors: NDArray[np.float32], smoothing: int, temperature: float) -> None:
+    batch = np.array(rows, np.int64)
+    hits = spread_hits(inputs.sets, inputs.target_set[batch], vectors[batch], inputs.codebook.leaves, smoothing, temperature)
+    np.save(place / "counts.npy", hits.counts)
+    np.save(place / "mass.npy", hits.mass)
+
+
+def candidates_of(inputs: Inputs, demand: Demand | None, config: SelectionConfig) -> NDArray[np.bool_]:
+    """(N,) which distinct clips may be drawn: not shut out by a share of 0, and within their video's number."""
+    kept = np.ones(len(inputs.clips), bool)
+    for name, shares in config.named_shares().items():
+        group = inputs.pool.groups[name]
+        kept &= ~np.array([shares.get(value) == 0 for value in group.names])[group.codes]
+    if config.video_max is not None:
+        rows = np.flatnonzero(kept)
+        video = group_of(inputs.clips.column("video_id")).codes[rows]
+        asked = np.ones(len(rows), bool) if demand is None else demand.clusters[inputs.pool.cluster[rows]] > 0
+        kept[rows] = spread_in_time(video, inputs.clips.column("start_s").to_numpy()[rows], asked, config.video_max)
+    return kept
+
+
+def allot_pool(inputs: Inputs, hits: Hits, config: SelectionConfig) -> Plan:
+    """What is asked of the pool under `config`, of which clips, and how it is met."""
+    targets = demand_of(hits, inputs.weights, config.support) if inputs.sets or config.mode == "retrieval" else nobody(inputs.pool.clusters)
+    asking = targets if config.mode == "retrieval" else None
+    kept = candidates_of(inputs, asking, config)
+    if kept.sum() < (config.size or 1):
+        raise InputError(
+            f"{config.size or 'any'} clips cannot be kept", expected=f"a size of at most {kept.sum()}, the clips that no share of 0 and no video_max shuts out",
+            found=f"{config.size or 'all'}", remedy="lower size, raise those limits, or add videos to the pool",
+        )  # fmt: skip
+    draws = config.size or config.draws or len(inputs.clips)
+    if config.mode == "balanced" and config.size is not None:
+        kept[kept] = _balanced_sample(inputs, kept, config)
+    elif config.mode == "balanced":
+        asking = _balanced_demand(inputs, kept, config, draws)
+    return Plan(kept, targets, asking, allot(inputs.pool.only(kept), asking, config, draws))
+
+
+def _balanced_demand(inputs: Inputs, kept: NDArray[np.bool_], config: SelectionConfig, draws: int) -> Demand:
+    """Every branch of the codebook's tree asks for the same, as far as its clips may be drawn so often."""
+    from pipelines.curation.balanced import balanced_quotas
+
+    sizes = np.bincount(inputs.pool.cluster[kept], minlength=inputs.pool.clusters)
+    room = np.floor(sizes * config.repeat_cap).astype(np.int64) if config.repeat_cap is not None else np.where(sizes > 0, draws, 0)
+    leaves = balanced_quotas(inputs.codebook, room, draws, config.seed)[0]
+    return Demand((config.asker,), np.ones(1), leaves[None] / max(1, leaves.sum()))
+
+
+def _balanced_sample(inputs: Inputs, kept: NDArray[np.bool_], config: SelectionConfig) -> NDArray[np.bool_]:
+    """Which of the `kept` clips a balanced sample over the codebook's levels takes."""
+    from pipelines.curation.balanced import balanced_sample
+
+    rows = np.flatnonzero(kept)
+    clip_ids = inputs.clips.column("clip_id").filter(pa.array(kept)).to_pylist()
+    taken = balanced_sample(inputs.codebook, inputs.pool.cluster[rows], clip_ids, config.size or 0, config.seed, config.pick, inputs.similarity[rows])
+    return np.isin(np.arange(len(rows)), taken)
+
+
+def _select(place: Path, inputs: Inputs, distinct_folder: Path, config: SelectionConfig, parts: Parts) -> dict[str, Any]:
+    hits = hits_of(inputs, config.smoothing, config.smoothing_temperature, parts)
+    plan = allot_pool(inputs, hits, config)
+    kept, found = plan.kept, plan.found
+    weight, repeats = np.zeros(len(kept)), np.zeros(len(kept), np.int64)
+    keys = clip_keys(inputs.clips.column("clip_id").filter(pa.array(kept)), config.seed)
+    repeats[kept] = found.repeats(keys, config.seed)
+    weight[kept] = (found.expected if config.size is None else repeats[kept]) / found.draws
+    drawn = Drawn(inputs.pool.cluster, weight, repeats)
+    chosen = weight > 0
+    table = selection_table(inputs, drawn, chosen, found)
+    write_table(table, place / "selection.parquet", SELECTION)
+    requested = (plan.asking or plan.targets).clusters
+    report = distribution(drawn, found, requested, plan.targets, config)
+    report["groups"] = {name: group_shares(inputs.pool.groups[name], weight, repeats) for name in GROUPS}
+    report["candidates"] = int(kept.sum())
+    report["effects"] = effects(inputs, hits, cluster_shares(inputs, plan), config)
+    report["evaluation_leaks"] = evaluation_leaks(table, inputs, distinct_folder)
+    (place / "distribution.json").write_text(json.dumps(report, indent=1, sort_keys=True))
     draw_distribution(
-        folder / "distribution.png", *(np.array([row[name] for row in report["clusters"]]) for name in ("uniform", "requested", "achieved"))
-    )
+        place / "distribution.png", np.bincount(drawn.cluster, minlength=inputs.pool.clusters) / len(kept), requested,
+        sums_by(drawn.cluster, weight, inputs.pool.clusters),
+    )  # fmt: skip
+    figures = ("coverage", "unserved_mass", "spilled_mass", "largest_repeat", "effective_clips", "kl_clusters", "draws")
     return {
-        "clips": len(rows), "kl": report["kl_clips"], "kl_clusters": report["kl_clusters"], "coverage": report["coverage"],
-        "unserved_mass": found.unserved, "spilled_mass": found.spilled, "largest_repeat": report["largest_repeat"],
-        "earned_by": dict(sorted(Counter(row["target"] for row in rows).items())), "pictures": ["distribution.png"],
-        "seconds": time.monotonic() - started,
+        "clips": len(table), "kl": report["kl_clips"], **{name: report[name] for name in figures}, "mode": config.mode,
+        "earned_by": dict(sorted(Counter(table.column("target").to_pylist()).items())),
     }  # fmt: skip
 
 
-def earned_by(demand: Demand) -> list[str]:
-    """For each cluster the target that asks for most of it, or `uniform` when none does."""
-    names = sorted(demand.share)
-    parts = np.stack([demand.weights[name] * demand.share[name] for name in names])  # (targets, K)
-    return [names[int(parts[:, number].argmax())] if parts[:, number].any() else UNIFORM for number in range(parts.shape[1])]
-
-
-def distribution(cluster: NDArray[np.int64], found: Allotment, demand: Demand, config: SelectionConfig) -> dict[str, Any]:
-    """Achieved against requested: per cluster, per target, and in figures (KL in nats, coverage, repeats)."""
-    requested = demand.clusters
-    clusters = len(requested)
-    uniform = np.bincount(cluster, minlength=clusters) / len(cluster)
-    achieved = np.bincount(cluster, weights=found.weights, minlength=clusters)
-    wanted = requested > 0
-    per_target = {
-        name: {
-            "requested": demand.weights[name],
-            "achieved": float(
-                np.sum(achieved[wanted] * demand.weights[name] * demand.share[name][wanted] / requested[wanted])
-            ),
-            "uniform": float(np.sum(uniform[wanted] * demand.weights[name] * demand.share[name][wanted] / requested[wanted])),
+def selection_table(inputs: Inputs, drawn: Drawn, chosen: NDArray[np.bool_], found: Allotment) -> pa.Table:
+    """The rows of SELECTION for the clips that are `chosen` (N,), in their order, built column by column."""
+    clips, rows = inputs.clips.filter(pa.array(chosen)), np.flatnonzero(chosen)
+    credit, cluster = found.law.credit, drawn.cluster[rows]
+    place = cluster if credit.shape[1] == inputs.pool.clusters else np.zeros(len(rows), np.int64)
+    names = pa.array(found.names, pa.string())
+    strongest = np.where(credit[:-1].any(axis=0), credit[:-1].argmax(axis=0), len(credit) - 1) if len(credit) > 1 else np.zeros(credit.shape[1], np.int64)
+    of, who = np.nonzero(credit.T)
+    ends = np.concatenate([[0], np.cumsum((credit > 0).sum(axis=0))]).astype(np.int32)
+    where = pa.array(place)
+    return pa.table(
+        {
+            "clip_id": clips.column("clip_id"), "video_id": clips.column("video_id"), "cluster": cluster.astype(np.int32),
+            "weight": drawn.weight[rows], "target": names.take(pa.array(strongest[place])),
+            "uniform_weight": np.full(len(rows), 1.0 / len(drawn.cluster)), "repeats": drawn.repeats[rows].astype(np.int32),
+            "credit_targets": pa.ListArray.from_arrays(ends, names.take(pa.array(who))).take(where),
+            "credit_shares": pa.ListArray.from_arrays(ends, pa.array(credit[who, of].astype(np.float32))).take(where),
         }
-        for name in demand.share
-    }  # fmt: skip
-    return {
-        "config": config.model_dump(), "kl_clips": divergence(found.weights, np.full(len(cluster), 1.0 / len(cluster))),
-        "kl_clusters": divergence(achieved.astype(np.float64), uniform), "coverage": float((achieved[wanted] > 0).mean()),
-        "supported_clusters": int(wanted.sum()), "unserved_mass": found.unserved, "spilled_mass": found.spilled,
-        "largest_repeat": float(found.weights.max() * len(cluster)), "targets": per_target,
-        "clusters": [
-            {"cluster": number, "uniform": float(uniform[number]), "requested": float(requested[number]), "achieved": float(achieved[number])}
-            for number in range(clusters)
-        ],
-    }  # fmt: skip
+    )  # fmt: skip
+
+
+def cluster_shares(inputs: Inputs, plan: Plan) -> Vector:
+    """(K,) share of the draws in each cluster."""
+    return sums_by(inputs.pool.cluster[plan.kept], plan.found.expected / plan.found.draws, inputs.pool.clusters)
+
+
+def effects(inputs: Inputs, hits: Hits, achieved: Vector, config: SelectionConfig) -> dict[str, float | None]:
+    """For every option that is on, the share of the draws that lie in other clusters than they would without it.
+
+    `achieved` (K,) is with all of them. None where there would be no selection; options idle in this mode are left out.
+    """
+    idle = set() if config.mode == "retrieval" else {"support", "smoothing", "target_max", "target_floor"}
+    idle |= set() if config.size is None else {"repeat_cap"}
+    idle |= set() if config.mode == "retrieval" or (config.mode == "balanced" and config.size is None) else {"uniform_mix"}
+    shares: dict[str, float | None] = {}
+    for name, off in OFF.items():
+        if getattr(config, name) == off or name in idle:
+            continue
+        plain = count_hits(inputs.sets, inputs.target_set, inputs.target_cluster, inputs.pool.clusters)
+        try:
+            other = allot_pool(inputs, plain if name == "smoothing" else hits, config.model_copy(update={name: off}))
+        except InputError:
+            shares[name] = None
+        else:
+            shares[name] = total_variation(achieved, cluster_shares(inputs, other))
+    return shares
+
+
+def evaluation_leaks(table: pa.Table, inputs: Inputs, distinct_folder: Path) -> list[str]:
+    """Ids of chosen clips of an evaluation video, or that were removed because they look like one."""
+    held_out = inputs.target_clips.filter(pc.ends_with(inputs.target_clips.column("source"), "/eval")).column("video_id")
+    removals = read_table(distinct_folder / "removals.parquet", REMOVALS, ["clip_id", "reason"])
+    leaked = removals.filter(pc.equal(removals.column("reason"), Removal.EVALUATION_LEAK.value)).column("clip_id")
+    leaks = pc.or_(pc.is_in(table.column("video_id"), value_set=held_out), pc.is_in(table.column("clip_id"), value_set=leaked))
+    return sorted(table.column("clip_id").filter(leaks).to_pylist())
 
 
 def check_selection(folder: Path) -> dict[str, Check]:
-    """Blocking checks: a distribution over clips, unlike taking all alike, with nothing of the evaluation splits in it."""
-    table = read_table(folder / "selection.parquet", SELECTION)
+    """Blocking checks: a distribution over clips, unlike taking all alike where targets ask, and no evaluation video in it."""
+    weights = read_table(folder / "selection.parquet", SELECTION, ["weight"]).column("weight").to_numpy()
     report = json.loads((folder / "distribution.json").read_text())
-    weights = table.column("weight").to_numpy()
-    total = float(np.sum(weights))
-    leaks = report["evaluation_leaks"]
-    kl = report["kl_clips"]
+    total, kl, leaks = float(np.sum(weights)), report["kl_clips"], report["evaluation_leaks"]
+    retrieved = report["config"]["mode"] == "retrieval"
     return {
         "not_empty": Check(
-            len(table) > 0 and bool((weights > 0).all()), "at least one clip, all weights above 0", f"{len(table)} clips",
+            len(weights) > 0 and bool((weights > 0).all()), "at least one clip, all weights above 0", f"{len(weights)} clips",
             "look at the funnel: where did the clips go?",
         ),
         "weights_sum_to_one": Check(
             abs(total - 1.0) <= SUM_TOLERANCE, f"1 to within {SUM_TOLERANCE:g}", f"{total:.12f}", "materialize curated_clips again"
         ),
         "differs_from_uniform": Check(
-            kl > MIN_KL, f"KL(selection || uniform) above {MIN_KL:g} nats",
+            kl > MIN_KL or not retrieved,
+            f"KL(selection || uniform) above {MIN_KL:g} nats" if retrieved else f"nothing: the mode is {report['config']['mode']}",
             f"{kl:.4f} nats; largest repeat {report['largest_repeat']:.2f}, unserved mass {report['unserved_mass']:.3f}",
             "the targets ask for every cluster alike: use more clusters, other targets, or a smaller uniform_mix",
         ),

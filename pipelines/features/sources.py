@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.assembly import listed
-from pipelines.curation.sources import scan_folder
 from pipelines.errors import InputError
 from pipelines.features.output import SourceVideo
+from pipelines.sources.folder import scan_folder
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from pipelines.report.page import render
 from pipelines.report.verdict import check, judge, verdict_lines
 from pipelines.store import Store, write_atomic
 
+CURATION_PAGE = "curation/index.html"
+"""In the store, where `tubelet curate` and `tubelet curation page` write it."""
+
 __all__ = ["check", "collect", "is_current", "judge", "read", "verdict_lines", "write"]
 
 
@@ -19,6 +23,8 @@ def write(store: Store, recipe: str, folder: Path) -> dict[str, Any]:
     """Write index.html and report.json into `folder`; returns the numbers. Raises `MissingArtefact` before the chain is whole."""
     numbers = collect(store, recipe)
     numbers["verdict"] = judge(numbers)
+    curated = store.root / CURATION_PAGE
+    numbers["curation"]["page"] = os.path.relpath(curated, folder) if curated.is_file() else None
     page = render(store, numbers)
     with store.writing():
         folder.mkdir(parents=True, exist_ok=True)

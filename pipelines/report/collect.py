@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.curation.report import funnel
+from pipelines.curation.report.chain import created
 from pipelines.lineage.ledger import source_seconds
 from pipelines.lineage.tree import ancestors
 from pipelines.store import Artefact, Store
@@ -97,15 +98,10 @@ def _times(store: Store, parts: dict[str, Artefact]) -> dict[str, Any]:
     for leaf in (parts["robot_deployment"], parts["encoder_report"]):
         for artefact in ancestors(store, leaf):
             chain[artefact.path] = artefact
-    ordered = sorted(chain.values(), key=lambda artefact: created(artefact))
+    ordered = sorted(chain.values(), key=created)
     stages = [{"stage": artefact.key, "seconds": artefact.seconds} for artefact in ordered]
     log = store.root / "logs" / "demo.json"
     runs = json.loads(log.read_text())["runs"] if log.exists() else {}
     if "built-in corpus" in runs:
         stages.insert(0, {"stage": "built-in corpus", "seconds": runs["built-in corpus"]})
     return {"stages": stages, "seconds": sum(stage["seconds"] for stage in stages), "runs": runs}
-
-
-def created(artefact: Artefact) -> float:
-    """When an artefact was sealed, in seconds since 1970."""
-    return float(json.loads((artefact.path / "MANIFEST.json").read_text())["created"])

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import html
-from pathlib import Path
 from typing import Any
 
 from pipelines.lineage.render import render_html, seconds_html
 from pipelines.lineage.tree import trace
-from pipelines.report.style import STYLE
+from pipelines.report.markup import bar, cards, document, interval, mark, number, picture, pictures, section, table
 from pipelines.store import Artefact, Store
 
 METRICS = {"r2_mean": "mean R²", "sign_accuracy": "sign", "direction_accuracy": "6-way direction", "accuracy": "accuracy"}
 MAIN_TASKS = ("frame", "motion")
 ENCODERS = ("trained", "random", "trained_minus_random", "pixels", "single_frame")
-PICTURE_TYPES = {".png": "image/png", ".gif": "image/gif", ".jpg": "image/jpeg"}
 
 
 def render(store: Store, numbers: dict[str, Any]) -> str:
@@ -30,65 +27,18 @@ def render(store: Store, numbers: dict[str, Any]) -> str:
     body = "".join(
         [
             _head(numbers, parts["planning_results"]),
-            _section("Verdict", _verdict(numbers["verdict"]), "What the demo must show, beside what it measured."),
-            _section("Curation", _curation(numbers["curation"], shared), "From every file that arrived to the clips a model trains on."),
-            _section("Pretraining", _pictures([parts["pretrained_encoder"], parts["cooled_encoder"]], ("curves.png",)) + _health(numbers), "Loss and health over both phases."),
-            _section("What the encoder knows", _probes(numbers["probes"]["rows"]) + _pictures([parts["probe_results"]], ("probes.png",)), "Probes on frozen features, each beside its baselines; intervals are bootstraps over episodes."),
-            _section("World model", _losses(numbers["losses"]) + _pictures([parts["world_model"]], ("curves.png",)), "Validation L1 of the predicted next frame's tokens. An action-blind model would show equal columns."),
-            _section("Planning", _planning(numbers["planning"]) + _pictures([parts["planning_results"]], ("landscape.png",)), "Closed loop on fresh paired episodes. Success: under 4 cm from the goal after the last step; Wilson 95 % intervals."),
-            _section("Deployment", _deployment(numbers["deployment"]) + _pictures([deployment], ("goal.png", "episode.gif")), "The agent process, given only the bundle folder and a goal image."),
-            _section("Times", _times(numbers["times"]), "Seconds each stage took when it was made."),
-            _section("Lineage", _lineage(store, deployment, numbers["lineage"]), "What the deployed bundle stands on, from the manifests alone."),
+            section("Verdict", _verdict(numbers["verdict"]), "What the demo must show, beside what it measured."),
+            section("Curation", _curation(numbers["curation"], shared), "From every file that arrived to the clips a model trains on."),
+            section("Pretraining", pictures([parts["pretrained_encoder"], parts["cooled_encoder"]], ("curves.png",)) + _health(numbers), "Loss and health over both phases."),
+            section("What the encoder knows", _probes(numbers["probes"]["rows"]) + pictures([parts["probe_results"]], ("probes.png",)), "Probes on frozen features, each beside its baselines; intervals are bootstraps over episodes."),
+            section("World model", _losses(numbers["losses"]) + pictures([parts["world_model"]], ("curves.png",)), "Validation L1 of the predicted next frame's tokens. An action-blind model would show equal columns."),
+            section("Planning", _planning(numbers["planning"]) + pictures([parts["planning_results"]], ("landscape.png",)), "Closed loop on fresh paired episodes. Success: under 4 cm from the goal after the last step; Wilson 95 % intervals."),
+            section("Deployment", _deployment(numbers["deployment"]) + pictures([deployment], ("goal.png", "episode.gif")), "The agent process, given only the bundle folder and a goal image."),
+            section("Times", _times(numbers["times"]), "Seconds each stage took when it was made."),
+            section("Lineage", _lineage(store, deployment, numbers["lineage"]), "What the deployed bundle stands on, from the manifests alone."),
         ]
     )  # fmt: skip
-    return (
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>Tubelet: {html.escape(recipe)}</title><style>{STYLE}</style></head><body><main>{body}</main></body></html>"
-    )
-
-
-def table(headers: list[str], rows: list[list[str]], numeric: int = 0) -> str:
-    """An HTML table; cells are HTML already. The last `numeric` columns are right-aligned."""
-    first = len(headers) - numeric
-    head = "".join(f"<th{' class=n' if place >= first else ''}>{html.escape(name)}</th>" for place, name in enumerate(headers))
-    lines = "".join(
-        "<tr>" + "".join(f"<td{' class=n' if place >= first else ''}>{cell}</td>" for place, cell in enumerate(row)) + "</tr>"
-        for row in rows
-    )
-    return f"<div class='scroll'><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>"
-
-
-def interval(value: float, low: float, high: float, *, floor: float = 0.0, ceiling: float = 1.0) -> str:
-    """A value with its interval drawn on a line from `floor` to `ceiling`."""
-    span = ceiling - floor or 1.0
-    at, left, right = (120 * min(1.0, max(0.0, (number - floor) / span)) for number in (value, low, high))
-    return (
-        "<svg class='interval' width='128' height='14' viewBox='-4 0 128 14' role='img'>"
-        f"<title>{value:.3f} [{low:.3f}, {high:.3f}]</title><line class='axis' x1='0' x2='120' y1='7' y2='7'/>"
-        f"<line class='span' x1='{left:.1f}' x2='{right:.1f}' y1='7' y2='7'/><circle cx='{at:.1f}' cy='7' r='3.5'/></svg>"
-    )
-
-
-def bar(share: float, kind: str = "kept") -> str:
-    """A bar filled to `share`; `kind` is its colour: kept, lost or part."""
-    return f"<div class='bar {kind}'><div style='width:{100 * min(1.0, max(0.0, share)):.1f}%'></div></div>"
-
-
-def picture(path: Path) -> str:
-    """A picture inside the page; nothing when the file is not there."""
-    if not path.is_file():
-        return ""
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f"<figure><img src='data:{PICTURE_TYPES[path.suffix]};base64,{data}' alt='{html.escape(path.stem)}'></figure>"
-
-
-def _pictures(artefacts: list[Artefact], names: tuple[str, ...]) -> str:
-    found = "".join(picture(artefact.path / name) for artefact in artefacts for name in names)
-    return f"<div class='pictures'>{found}</div>" if found else ""
-
-
-def _section(title: str, body: str, lead: str) -> str:
-    return f"<section><h2>{html.escape(title)}</h2><p class='lead'>{html.escape(lead)}</p>{body}</section>"
+    return document(f"Tubelet: {recipe}", body)
 
 
 def _head(numbers: dict[str, Any], planning: Artefact) -> str:
@@ -101,22 +51,20 @@ def _head(numbers: dict[str, Any], planning: Artefact) -> str:
         (f"{numbers['probes']['frame_gain']:+.2f}", "frame-probe R² over a random encoder"),
         (f"{numbers['times']['seconds']:.0f} s", "from files to a moving arm"),
     ]
-    cards = "".join(f"<div class='card'><b>{html.escape(value)}</b><span>{html.escape(label)}</span></div>" for value, label in facts)
     return (
         "<header><div><p class='eyebrow'>Tubelet</p><h1>From encoded video to an arm that reaches its goal image</h1>"
         f"<p class='lead'>Recipe <b>{html.escape(numbers['recipe'])}</b>, bundle <code>{html.escape(numbers['deployment']['bundle'])}</code></p>"
-        f"<div class='cards'>{cards}</div></div>{picture(planning.path / 'episode.gif')}</header>"
+        f"{cards(facts)}</div>{picture(planning.path / 'episode.gif')}</header>"
     )
 
 
 def _verdict(rows: list[dict[str, Any]]) -> str:
-    def mark(row: dict[str, Any]) -> str:
-        kind = ("met" if row["passed"] else "missed") if row["binding"] else "info"
-        return f"<span class='mark {kind}'>{kind}</span>"
+    def kind(row: dict[str, Any]) -> str:
+        return ("met" if row["passed"] else "missed") if row["binding"] else "info"
 
     return table(
         ["", "what", "measured", "threshold"],
-        [[mark(row), *(html.escape(row[name]) for name in ("name", "measured", "threshold"))] for row in rows],
+        [[mark(kind(row)), *(html.escape(row[name]) for name in ("name", "measured", "threshold"))] for row in rows],
     )
 
 
@@ -128,13 +76,14 @@ def _curation(curation: dict[str, Any], shared: dict[str, Artefact]) -> str:
         stage = "" if why else f"<b>{html.escape(row['stage'])}</b>"
         kind = ("part" if what.startswith("for") else "lost") if why else "kept"
         rows.append([stage, bar(row["count"] / most, kind), html.escape(row["reason"]), f"{row['count']:,} {html.escape(row['unit'])}"])
-    pictures = _pictures([shared["clip_clusters"], shared["curated_clips"]], ("cluster_map.png", "distribution.png"))
-    return table(["stage", "", "what or why", "count"], rows, numeric=1) + pictures
+    drawn = pictures([shared["clip_clusters"], shared["curated_clips"]], ("cluster_map.png", "distribution.png"))
+    more = f"<p><a href='{html.escape(curation['page'])}'>What was dropped and why, clip by clip</a></p>" if curation.get("page") else ""
+    return table(["stage", "", "what or why", "count"], rows, numeric=1) + drawn + more
 
 
 def _health(numbers: dict[str, Any]) -> str:
     rows = [
-        [html.escape(str(row["phase"])), html.escape(str(row["health"])), *(_number(row[name]) for name in ("steps", "loss", "rank_me"))]
+        [html.escape(str(row["phase"])), html.escape(str(row["health"])), *(number(row[name]) for name in ("steps", "loss", "rank_me"))]
         for row in numbers["training"]
     ]
     return table(["phase", "health", "steps", "loss", "RankMe"], rows, numeric=3)
@@ -197,12 +146,6 @@ def _times(times: dict[str, Any]) -> str:
 def _lineage(store: Store, deployment: Artefact, rows: list[dict[str, Any]]) -> str:
     folded = f"<details><summary>{len(rows)} source videos</summary><div class='scroll'>{seconds_html(rows)}</div></details>"
     return render_html(trace(store, deployment)) + folded
-
-
-def _number(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return html.escape(str(value)) if value is not None else ""
 
 
 def _text(value: Any) -> str:

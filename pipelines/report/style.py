@@ -2,7 +2,7 @@
 
 STYLE = """
 :root { --ink: #1d2430; --soft: #5d6878; --line: #e3e7ed; --paper: #ffffff; --ground: #f5f7fa; --blue: #2f6fde; --green: #1d8a55; --red: #c43c3c; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6eaf0; --soft: #9aa5b5; --line: #2b3340; --paper: #171c24; --ground: #0f1319; --blue: #6ea0ff; --green: #4cc38a; --red: #ff7b7b; } }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6eaf0; --soft: #9aa5b5; --line: #2b3340; --paper: #171c24; --ground: #0f1319; --blue: #6ea0ff; --green: #4cc38a; --red: #ff7b7b; } .mark { color: var(--ground) !important; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--ground); color: var(--ink); font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
 main { max-width: 1080px; margin: 0 auto; padding: 32px 20px 80px; }

@@ -17,6 +17,7 @@ from pipelines.errors import InputError, Reject
 from pipelines.shards.decode import packet_times
 from pipelines.video.decode import Clock, open_video, timed_frames
 from pipelines.video.encode import ffmpeg_binary
+from pipelines.video.media import media_stat, media_url
 
 EARLY_S = (0.0, 5.0, math.inf)  # how long before a clip each attempt starts to decode; infinity: at the beginning
 
@@ -64,7 +65,9 @@ def cut_clip(clip: dict[str, Any], target: Path, config: ShardConfig) -> CutClip
     `clip["frames"]` (containers such as mpegts seek inexactly), from some seconds before, then from the file's beginning.
     """
     failure = CutFailure(Reject.UNREADABLE, f"{clip['path']} is not there", 0)
-    if not Path(clip["path"]).is_file():
+    try:
+        media_stat(clip["path"])
+    except OSError:
         return failure
     try:
         numbered = _numbered(clip)
@@ -147,7 +150,7 @@ def _command(clip: dict[str, Any], target: Path, config: ShardConfig, early_s: f
     else:
         span = {"start_frame": numbered.first, "end_frame": numbered.last}
     stream = (
-        ffmpeg.input(clip["path"], **options)["V:0"]  # the first moving picture: cover art is no video
+        ffmpeg.input(media_url(clip["path"]), **options)["V:0"]  # the first moving picture: cover art is no video
         .filter("trim", **span)
         .filter("setpts", "PTS-STARTPTS" if numbered is None else f"N*{numbered.step}")
         .filter(

@@ -22,6 +22,7 @@ from pipelines.reporting import Progress
 from pipelines.shards.cutting import CutClip, CutFailure, ShardConfig, cut_clip
 from pipelines.shards.index import INDEX_FILE, ShardError
 from pipelines.shards.verify import verify_shards
+from pipelines.video.media import media_stat
 
 logger = logging.getLogger("tubelet.shards")
 
@@ -203,9 +204,11 @@ def _index_row(clip: dict[str, Any], cut: CutClip, shard: str, offset: int) -> d
 
 
 def _quarantine_row(clip: dict[str, Any], failure: CutFailure) -> dict[str, Any]:
-    path = Path(clip["path"])
+    try:
+        size = media_stat(clip["path"]).bytes
+    except OSError:
+        size = 0
     return {
-        "path": clip["path"], "batch": clip["batch"], "source": clip["source"],
-        "bytes": path.stat().st_size if path.is_file() else 0, "code": failure.code.value,
+        "path": clip["path"], "batch": clip["batch"], "source": clip["source"], "bytes": size, "code": failure.code.value,
         "detail": f"clip {clip['clip_id']}: {failure.detail}", "attempts": failure.attempts, "poison": False,
     }  # fmt: skip

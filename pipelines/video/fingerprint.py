@@ -1,70 +1,112 @@
-"""Perceptual fingerprint of a clip: difference hashes of three frames, and where the picture changed between them.
+"""What is kept of a clip's pictures to recognise its copies: its look, and a fingerprint of the look's bits.
 
-Each frame is averaged to a grid of 16 x 17 cells. A bit of a difference hash says that a cell is brighter than its right
-neighbour; a bit of a change mask says that a cell changed from one frame to the next. Grids are finer than the usual
-8 x 9, and changes are kept, because clips from one fixed camera differ only where something moves.
+A look is eight small grey pictures, each the mean over an eighth of the clip, so that a frame more or less at its ends
+changes little. The fingerprint is 1024 bits: difference hashes of the eight pictures, and where each differs from the
+clip's mean, because clips from one fixed camera differ only where something moves.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-ROWS, COLUMNS = 16, 17
-POSITIONS = (0.25, 0.5, 0.75)
-BITS = ROWS * (COLUMNS - 1)
-NEIGHBOUR_STEP = 2  # grey levels; at or below it coding noise decides the sign, and flat areas must hash alike in all copies
-CHANGE_STEP = 6  # grey levels between two frames of a clip
-MIN_BITS = 8  # a hash with fewer set bits (a black or flat frame) is no evidence
-MIN_CHANGED = 4  # cells; below it a mask counts as "nothing moved"
-_PARTS = 2 * len(POSITIONS) - 1
+PICTURES = 8
+CELLS = 24  # cells a side of each picture
+HASH_ROWS, HASH_COLUMNS = 8, 8
+BITS = 2 * PICTURES * HASH_ROWS * HASH_COLUMNS
+NEIGHBOUR_STEP = 2.0  # grey levels; at or below it coding noise decides the sign, and flat areas must hash alike in all copies
+CHANGE_STEP = 2.0  # grey levels above the clip's mean picture
+BAR_FLAT, BAR_DARK = 8, 48  # grey levels: a bar varies no more over cells and pictures, and is no brighter
+BAR_KEEP = 0.3  # of a side; a picture that would be cut below it is dark, not barred
 
 
-def cell_grid(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(16, 17) uint8 mean brightness of a grey image (H, W) of any size."""
+def cell_grid(image: NDArray[np.uint8], rows: int = CELLS, columns: int = CELLS) -> NDArray[np.uint8]:
+    """(rows, columns) uint8 mean brightness of a grey image (H, W) of any size."""
     import cv2
 
-    return cv2.resize(image, (COLUMNS, ROWS), interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
+    return cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
 
 
-def fingerprint(grids: Sequence[NDArray[np.uint8]]) -> str:
-    """Hex text (5 x 64 characters: three hashes, two masks) of a clip whose frames have these grids, in order."""
-    chosen = [grids[min(len(grids) - 1, int(len(grids) * position))].astype(np.int16) for position in POSITIONS]
-    hashes = [grid[:, :-1] - grid[:, 1:] > NEIGHBOUR_STEP for grid in chosen]
-    masks = [np.abs(later - former)[:, :-1] > CHANGE_STEP for former, later in itertools.pairwise(chosen)]
-    return "".join(np.packbits(bits).tobytes().hex() for bits in [*hashes, *masks])
+def average_look(grids: NDArray[np.uint8], stamps: NDArray[np.int64] | Sequence[float], end: float) -> NDArray[np.uint8]:
+    """(8, 24, 24) uint8 look of a clip: in each eighth of its time, the mean of the pictures shown in it.
+
+    `grids` (T, 24, 24) uint8 are pictures of the clip, shown from `stamps` (T,), ascending, each until the next and the
+    last until `end` (one unit for both, pts or s). Re-timing a clip leaves its look as it is.
+    """
+    starts = np.asarray(stamps, np.float64)
+    ends = np.append(starts[1:], max(float(end), starts[-1] + 1e-9))
+    borders = np.linspace(starts[0], ends[-1], PICTURES + 1)
+    shown = np.minimum(borders[1:, None], ends[None]) - np.maximum(borders[:-1, None], starts[None])  # (8, T)
+    weights = np.maximum(shown, 0.0)
+    weights /= weights.sum(axis=1, keepdims=True)
+    means = weights @ np.asarray(grids, np.float64).reshape(len(starts), -1)
+    return means.round().astype(np.uint8).reshape(PICTURES, *np.shape(grids)[1:])
 
 
-def unpack(fingerprints: Sequence[str]) -> NDArray[np.uint8]:
-    """(N, 5, 32) uint8 packed bits of N fingerprints."""
-    return np.frombuffer(bytes.fromhex("".join(fingerprints)), np.uint8).reshape(len(fingerprints), _PARTS, BITS // 8)
+def bar_boxes(looks: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """(N, 4) first and last row, first and last column (half-open, in cells) of looks (N, 8, 24, 24) without black bars.
+
+    Beside a bar the next line is left out too: it holds a share of the bar.
+    """
+    boxes = np.tile(np.array([0, looks.shape[2], 0, looks.shape[3]]), (len(looks), 1))
+    for first, axes in ((0, (1, 3)), (2, (1, 2))):
+        top = looks.max(axis=axes).astype(np.int64)
+        bar = (top - looks.min(axis=axes) <= BAR_FLAT) & (top <= BAR_DARK)  # (N, 24)
+        side = bar.shape[1]
+        start, stop = (~bar).argmax(axis=1), side - (~bar[:, ::-1]).argmax(axis=1)
+        start, stop = start + (start > 0), stop - (stop < side)
+        good = ~bar.all(axis=1) & (stop - start >= BAR_KEEP * side)
+        boxes[good, first], boxes[good, first + 1] = start[good], stop[good]
+    return boxes
 
 
-@dataclass(frozen=True)
-class Closeness:
-    """How two fingerprints compare: `picture` share of differing bits in the worst frame (0..1), `change` Jaccard
-    distance of the worse change mask (0..1), `evidence` whether the frames have enough structure to say anything."""
-
-    picture: NDArray[np.float64]
-    change: NDArray[np.float64]
-    evidence: NDArray[np.bool_]
-
-
-def compare(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> Closeness:
-    """Compare packed fingerprints (..., 5, 32) pairwise; shapes broadcast."""
-    count = len(POSITIONS)
-    a, b = first[..., :count, :], second[..., :count, :]
-    picture = _set_bits(a ^ b).max(axis=-1) / BITS
-    evidence = np.minimum(_set_bits(a), _set_bits(b)).min(axis=-1) >= MIN_BITS
-    a, b = first[..., count:, :], second[..., count:, :]
-    union, shared = _set_bits(a | b), _set_bits(a & b)
-    change = np.where(union < MIN_CHANGED, 0.0, 1.0 - shared / np.maximum(union, 1)).max(axis=-1)
-    return Closeness(picture, change, evidence)
+def averaging_matrices(
+    starts: NDArray[Any], sizes: NDArray[Any], cells: int, into: int, least: NDArray[Any] | float = 1.0
+) -> NDArray[np.float32]:
+    """(N, into, cells) matrices that average lines of `cells` cells over windows that begin at `starts` and are `sizes`
+    long (N,), as shares of the line, cut into `into` equal parts; a part is widened to `least` cells."""
+    begin, length = np.asarray(starts, np.float32)[:, None, None], np.asarray(sizes, np.float32)[:, None, None]
+    middle = (begin + length * (np.arange(into, dtype=np.float32)[:, None] + 0.5) / into) * cells  # (N, into, 1)
+    half = np.maximum(np.asarray(least, np.float32).reshape(-1, 1, 1), length * (cells / into)) / 2
+    left = np.arange(cells, dtype=np.float32)
+    cover = np.maximum(np.minimum(middle + half, left + 1) - np.maximum(middle - half, left), 0.0)
+    return cover / np.maximum(cover.sum(axis=2, keepdims=True), 1e-6)
 
 
-def _set_bits(packed: NDArray[np.uint8]) -> NDArray[np.int64]:
-    return np.bitwise_count(packed).sum(axis=-1, dtype=np.int64)
+def without_bars(looks: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Looks (N, 8, 24, 24) with black bars cut away and the rest stretched to 24 x 24 cells."""
+    found = looks.astype(np.float32)
+    boxes = bar_boxes(looks)
+    barred = np.flatnonzero((boxes != (0, looks.shape[2], 0, looks.shape[3])).any(axis=1))
+    if len(barred):
+        starts, sizes = boxes[barred][:, [0, 2]] / CELLS, (boxes[barred][:, [1, 3]] - boxes[barred][:, [0, 2]]) / CELLS
+        rows = averaging_matrices(starts[:, 0], sizes[:, 0], CELLS, CELLS)
+        columns = averaging_matrices(starts[:, 1], sizes[:, 1], CELLS, CELLS)
+        found[barred] = rows[:, None] @ found[barred] @ columns.transpose(0, 2, 1)[:, None]
+    return found
+
+
+def fingerprints(looks: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(N, 128) uint8 packed bits of looks (N, 8, 24, 24); black bars do not count."""
+    whole = without_bars(looks)
+    rows = averaging_matrices(np.zeros(1), np.ones(1), CELLS, HASH_ROWS)[0]
+    columns = averaging_matrices(np.zeros(1), np.ones(1), CELLS, HASH_COLUMNS + 1)[0]
+    small = rows @ whole @ columns.T  # (N, 8, 8, 9)
+    falls = small[..., :-1] - small[..., 1:] > NEIGHBOUR_STEP
+    square = rows @ whole @ rows.T
+    rises = square - square.mean(axis=1, keepdims=True) > CHANGE_STEP
+    bits = np.concatenate([falls.reshape(len(looks), -1), rises.reshape(len(looks), -1)], axis=1)
+    return np.packbits(bits, axis=1)
+
+
+def fingerprint(look: NDArray[np.uint8]) -> str:
+    """Hex text (256 characters) of one look (8, 24, 24)."""
+    return fingerprints(look[None])[0].tobytes().hex()
+
+
+def unpack(texts: Sequence[str]) -> NDArray[np.uint8]:
+    """(N, 128) uint8 packed bits of fingerprints as text."""
+    return np.frombuffer(bytes.fromhex("".join(texts)), np.uint8).reshape(len(texts), BITS // 8)

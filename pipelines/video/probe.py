@@ -1,61 +1,92 @@
 """The probe: every file of a batch opened in a killable worker, and either a `videos` row or a typed reject.
 
-One pass over the packets gives the payload hash, the decodable frames and their time stamps. What the container
-declares is recorded beside what really came out.
+A file is decoded once. The pass over its packets gives the payload hash, the decodable frames with their time stamps,
+and the signals that cutting and fingerprints are worked out from later. What the container declares is recorded beside
+what really came out.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import stat
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from pipelines.checks import Check
-from pipelines.curation.sources import Batch
 from pipelines.errors import InputError, Reject
-from pipelines.identity import file_sha256
+from pipelines.parts import Part, open_parts
 from pipelines.schemas import QUARANTINE, VIDEOS, read_table, table_of, write_table
-from pipelines.video.workers import map_killable
+from pipelines.sources.registry import RETRY_BUDGET, Batch
+from pipelines.video.media import media_sha256, media_stat, open_media
+from pipelines.video.signals import Recorder, Signals, batch_of, read_signals, write_signals
+from pipelines.video.workers import Crew, Outcome, beat
 
 logger = logging.getLogger("tubelet.video")
 
-PROBE = "pipelines.video.probe:probe_file"
-ATTEMPTS = 2  # a file that hangs or kills its worker gets one more try, then it is poison
+PROBE = "pipelines.video.probe:probe_recording"
+ATTEMPTS = 2  # tries of a file that hangs or kills its worker, in one probe; see also RETRY_BUDGET
+FILES_PER_PART = 32
 TRUNCATED_BELOW = 0.9  # share of declared frames (or seconds) that must come out; edit lists drop a few frames
 MIN_DECODE_RATE = 0.5
+FACTS = ("url", "licence", "uploader", "language", "label")  # what a source may know of a file
+
+
+@dataclass(frozen=True)
+class ProbeJob:
+    """One file for a worker. A file whose sha256 is in `poison` has hung or killed workers before: it is not opened."""
+
+    path: str
+    poison: frozenset[str] = frozenset()
 
 
 def probe_file(path: str) -> dict[str, Any]:
-    """Probe one file: the measured columns of a `videos` row, or {"code": Reject, "detail": text}. Runs in a worker."""
+    """Probe one file: the measured columns of a `videos` row, or {"code": Reject, "detail": text}."""
+    return _probe(ProbeJob(path), record=False)[0]
+
+
+def probe_recording(job: ProbeJob) -> tuple[dict[str, Any], Signals | None]:
+    """As `probe_file`, with the video's signals. Runs in a worker, on one thread."""
+    import cv2
+
+    cv2.setNumThreads(1)
+    return _probe(job, record=True)
+
+
+def _probe(job: ProbeJob, record: bool) -> tuple[dict[str, Any], Signals | None]:
+    path = job.path
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            return _reject(Reject.UNREADABLE, "not a regular file")
-        if os.path.getsize(path) == 0:
-            return _reject(Reject.EMPTY_FILE, "0 bytes")
-        sha256 = file_sha256(Path(path))
+        found = media_stat(path)
+        if found.bytes == 0:
+            return _reject(Reject.EMPTY_FILE, "0 bytes"), None
+        sha256 = media_sha256(path)
     except OSError as error:
-        return _reject(Reject.UNREADABLE, str(error))
+        return _reject(Reject.UNREADABLE, str(error)), None
+    if sha256 in job.poison:
+        return {**_reject(Reject.POISON, "equal in bytes to a file that hung or killed its worker every time"), "sha256": sha256}, None
     import av  # here, so that a process that only reads tables does not load FFmpeg
 
-    from pipelines.video.decode import open_video
+    from pipelines.video.decode import open_video, time_base_of
 
+    beat()
+    recorder = None
     try:
         with open_video(path) as (container, stream):
-            row = _measure(container, stream)
+            recorder = Recorder(time_base_of(stream)) if record else None
+            row = _measure(container, stream, recorder)
     except InputError as error:
-        return _reject(Reject.NO_VIDEO_STREAM, error.found)
+        row = _reject(Reject.NO_VIDEO_STREAM, error.found)
     except av.FFmpegError as error:
         code = Reject.TRUNCATED if _looks_like_container(path) else Reject.NOT_A_VIDEO
-        return _reject(code, f"FFmpeg cannot open it: {error.strerror}")
-    return row if "code" in row else {**row, "sha256": sha256}
+        row = _reject(code, f"FFmpeg cannot open it: {error.strerror}")
+    return {**row, "sha256": sha256}, recorder.finish() if recorder is not None and "code" not in row else None
 
 
 def _reject(code: Reject, detail: str) -> dict[str, Any]:
@@ -64,13 +95,16 @@ def _reject(code: Reject, detail: str) -> dict[str, Any]:
 
 def _looks_like_container(path: str) -> bool:
     """Whether a file that FFmpeg cannot open starts like a video container: then it is damaged, not foreign."""
-    with open(path, "rb") as handle:
+    with open_media(path) as handle:
         head = handle.read(12)
     return head[4:8] in (b"ftyp", b"moov", b"mdat") or head.startswith((b"\x1aE\xdf\xa3", b"RIFF", b"OggS", b"FLV\x01"))
 
 
-def _measure(container: Any, stream: Any) -> dict[str, Any]:
-    """Decode everything once; columns of a `videos` row without the file's own (path, bytes, sha256, source)."""
+def _measure(container: Any, stream: Any, recorder: Recorder | None) -> dict[str, Any]:
+    """Decode everything once; columns of a `videos` row without the file's own (path, bytes, sha256, source).
+
+    `recorder` is given every frame.
+    """
     import av
 
     from pipelines.video.decode import Clock, time_base_of, upright_size
@@ -80,7 +114,7 @@ def _measure(container: Any, stream: Any) -> dict[str, Any]:
     codec = context.codec.canonical_name  # of the format, not of the decoder that happens to be built in
     payload = PayloadHash(codec, context.extradata)
     stamps: list[int] = []
-    discarded = 0
+    discarded = keyframes = 0
     errors: list[str] = []
     first: Any = None
     last: Any = None
@@ -93,9 +127,11 @@ def _measure(container: Any, stream: Any) -> dict[str, Any]:
             break
         if packet is None:
             break
+        beat()
         if packet.size:
             payload.update(bytes(packet))
             discarded += packet.is_discard
+            keyframes += packet.is_keyframe
         try:
             frames = packet.decode()
         except av.FFmpegError as error:
@@ -104,6 +140,8 @@ def _measure(container: Any, stream: Any) -> dict[str, Any]:
         for frame in frames:
             first, last = first or frame, frame
             stamps.append(clock.pts(frame))
+            if recorder is not None:
+                recorder.add(stamps[-1], frame)
             if frame.is_corrupt:
                 errors.append(f"frame at {stamps[-1]} is damaged")
 
@@ -132,7 +170,7 @@ def _measure(container: Any, stream: Any) -> dict[str, Any]:
         "declared_frames": declared, "frames": len(stamps), "duration_s": duration_s,
         "frame_rate": (len(stamps) - 1) / span_s if span_s > 0 else float(1 / (typical * base)),
         "variable_frame_rate": _is_variable(steps, base), "time_base_num": base.numerator,
-        "time_base_den": base.denominator, "start_pts": int(ordered[0]),
+        "time_base_den": base.denominator, "start_pts": int(ordered[0]), "start_offset_s": float(int(ordered[0]) * base), "keyframes": keyframes,
     }  # fmt: skip
 
 
@@ -142,42 +180,79 @@ def _is_variable(steps: np.ndarray, base: Fraction) -> bool:
     return spread > 2 and spread > 0.2 * float(np.median(steps))
 
 
+@dataclass(frozen=True)
+class Probed:
+    """`videos` rows with their `signals`, and `quarantine` rows: each file in one of them, in the order of the files."""
+
+    videos: list[dict[str, Any]]
+    signals: list[Signals]
+    quarantine: list[dict[str, Any]]
+
+
 def probe_files(
     paths: Sequence[str],
     *,
     batch: str,
     source: str,
-    licence: str = "",
-    uploader: str = "",
+    facts: Mapping[str, Mapping[str, str]] | None = None,
+    problems: Mapping[str, str] | None = None,
+    tries: Mapping[str, int] | None = None,
+    poison: frozenset[str] = frozenset(),
     workers: int = 2,
     timeout_s: float = 30.0,
     progress: Callable[..., None] | None = None,
     probe: str = PROBE,
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Probe `paths`: (`videos` rows, `quarantine` rows), each in the order of `paths`, one row a file in all.
+    crew: Crew | None = None,
+) -> Probed:
+    """Probe `paths`; any exception in a worker becomes a row too.
 
-    `probe` names the function that workers run ("module:function"); any exception in it becomes a row too.
+    `facts` gives url, licence, uploader, language and label by path; `problems` why a path must not be opened at all,
+    `tries` how often it was tried in vain before: with RETRY_BUDGET of them, a file that hangs or kills is poison.
+    `timeout_s` is how long a file may give no sign of life. `probe` names the function that workers run ("module:function"); `crew` is
+    one that runs it already.
     """
-    outcomes = map_killable(probe, list(paths), workers=workers, timeout_s=timeout_s, attempts=ATTEMPTS, progress=progress)
-    videos, quarantine = [], []
-    for path, outcome in zip(paths, outcomes, strict=True):
-        size = os.path.getsize(path) if os.path.exists(path) else 0
-        common = {"path": path, "batch": batch, "source": source, "bytes": size}
-        if outcome.failure == "timeout":
-            found = _reject(Reject.TIMEOUT, f"no answer within {timeout_s:g} s")
-        elif outcome.failure == "died":
-            found = _reject(Reject.WORKER_DIED, outcome.detail)
-        elif outcome.failure == "error":
-            found = _reject(Reject.DECODE_ERROR, outcome.detail)
-        else:
-            found = outcome.value
-        if "code" in found:
-            poison = outcome.failure in ("timeout", "died")
-            quarantine.append({**common, **found, "attempts": outcome.attempts, "poison": poison})
-            logger.info("quarantined %s: %s (%s)", path, found["code"], found["detail"])
-        else:
-            videos.append({**common, **found, "licence": licence, "uploader": uploader})
-    return videos, quarantine
+    problems = problems or {}
+    opened = [path for path in paths if path not in problems]
+    jobs = [ProbeJob(path, poison) for path in opened] if probe == PROBE else list(opened)
+    with ExitStack() as stack:
+        crew = crew or stack.enter_context(Crew(probe, workers))
+        answers = dict(zip(opened, crew.map(jobs, timeout_s=timeout_s, attempts=ATTEMPTS, progress=progress), strict=True))
+    found = Probed([], [], [])
+    for path in paths:
+        common = {"path": path, "batch": batch, "source": source, "bytes": _bytes_of(path)}
+        outcome = answers.get(path) or Outcome((_reject(Reject.SOURCE_PROBLEM, problems.get(path, "")), None), attempts=0)
+        row, signals = _row_of(path, outcome, timeout_s)
+        if "code" in row:
+            attempts = outcome.attempts + (tries or {}).get(path, 0)
+            poisonous = row["code"] == Reject.POISON or (outcome.failure in ("timeout", "died") and attempts >= RETRY_BUDGET)
+            found.quarantine.append({"sha256": "", **common, **row, "attempts": attempts, "poison": poisonous})
+            logger.info("quarantined %s: %s (%s)", path, row["code"], row["detail"])
+            continue
+        found.videos.append({**common, **row, **dict.fromkeys(FACTS, ""), **(facts or {}).get(path, {})})
+        found.signals.append(signals)
+    return found
+
+
+def _row_of(path: str, outcome: Outcome, timeout_s: float) -> tuple[dict[str, Any], Any]:
+    """The measured columns and the signals from a worker's outcome, or a reject."""
+    if outcome.failure is None:
+        return outcome.value
+    if outcome.failure == "error":
+        return _reject(Reject.DECODE_ERROR, outcome.detail), None
+    code = Reject.TIMEOUT if outcome.failure == "timeout" else Reject.WORKER_DIED
+    detail = f"no sign of life for {timeout_s:g} s" if outcome.failure == "timeout" else outcome.detail
+    try:
+        digest = media_sha256(path)  # the bytes can be read, it is the decoder that they hang or kill
+    except OSError:
+        digest = ""
+    return {**_reject(code, detail), "sha256": digest}, None
+
+
+def _bytes_of(path: str) -> int:
+    try:
+        return media_stat(path).bytes
+    except OSError:
+        return 0
 
 
 def build_videos(
@@ -187,21 +262,60 @@ def build_videos(
     workers: int = 2,
     timeout_s: float = 30.0,
     progress: Callable[..., None] | None = None,
+    work: Path | None = None,
 ) -> dict[str, Any]:
-    """Probe one batch into `folder`: videos.parquet and quarantine.parquet. Returns the summary."""
+    """Probe one batch into `folder`: videos.parquet, signals.arrow (row for row) and quarantine.parquet, by path. Returns
+    the summary."""
     started = time.monotonic()
-    videos, quarantine = probe_files(
-        [file.path for file in batch.files], batch=batch.key, source=batch.source, licence=batch.licence,
-        uploader=batch.uploader, workers=workers, timeout_s=timeout_s, progress=progress,
-    )  # fmt: skip
-    write_table(table_of(VIDEOS, videos), folder / "videos.parquet", VIDEOS)
-    write_table(table_of(QUARANTINE, quarantine), folder / "quarantine.parquet", QUARANTINE)
+    files = sorted(batch.files, key=lambda file: file.path)
+    facts = {file.path: batch.facts(file) for file in files}
+    problems = {file.path: file.problem for file in files if file.problem}
+    tries = {file.path: file.tries for file in files}
+    with open_parts(work) as parts, Crew(PROBE, workers) as crew:
+
+        def probe_batch(piece: Path, paths: Sequence[str]) -> dict[str, Any]:
+            before = crew.cpu_s
+            probed = probe_files(
+                paths, batch=batch.key, source=batch.source, facts=facts, problems=problems, tries=tries,
+                poison=frozenset(batch.poison), timeout_s=timeout_s, crew=crew,
+                progress=(lambda done, total, text="": progress(starts[paths[0]] + done, len(files), text)) if progress else None,
+            )  # fmt: skip
+            write_probed(piece, probed)
+            return {"videos": len(probed.videos), "worker_cpu_s": crew.cpu_s - before}
+
+        starts = {file.path: number for number, file in enumerate(files)}
+        pieces = parts.map("probe", [file.path for file in files], FILES_PER_PART, probe_batch)
+        gather_probed(folder, pieces)
+        cost = parts.cost(len(files), "files")
+    videos = read_table(folder / "videos.parquet", VIDEOS)
+    codes = Counter(read_table(folder / "quarantine.parquet", QUARANTINE).column("code").to_pylist())
     return {
-        "files": len(batch.files), "videos": len(videos), "quarantined": len(quarantine),
-        "codes": dict(sorted(Counter(row["code"] for row in quarantine).items())),
-        "frames": sum(row["frames"] for row in videos), "video_seconds": sum(row["duration_s"] for row in videos),
-        "distinct_streams": len({row["video_id"] for row in videos}), "seconds": time.monotonic() - started,
+        "files": len(files), "videos": len(videos), "quarantined": sum(codes.values()), "codes": dict(sorted(codes.items())),
+        "frames": sum(videos.column("frames").to_pylist()), "video_seconds": float(sum(videos.column("duration_s").to_pylist())),
+        "bytes": sum(videos.column("bytes").to_pylist()), "distinct_streams": len(set(videos.column("video_id").to_pylist())),
+        "cost": cost, "seconds": time.monotonic() - started,
     }  # fmt: skip
+
+
+def write_probed(folder: Path, probed: Probed) -> None:
+    """videos.parquet, signals.arrow and quarantine.parquet of some files."""
+    write_table(table_of(VIDEOS, probed.videos), folder / "videos.parquet", VIDEOS)
+    write_table(table_of(QUARANTINE, probed.quarantine), folder / "quarantine.parquet", QUARANTINE)
+    write_signals(folder / "signals.arrow", iter([batch_of([row["path"] for row in probed.videos], probed.signals)]))
+
+
+def gather_probed(folder: Path, pieces: Sequence[Part]) -> None:
+    """Write the pieces' tables and signals as one, in order; the signals one piece in memory at a time."""
+    for name, schema in (("videos.parquet", VIDEOS), ("quarantine.parquet", QUARANTINE)):
+        tables = [read_table(piece.folder / name, schema) for piece in pieces]
+        write_table(pa.concat_tables(tables) if tables else table_of(schema, []), folder / name, schema)
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for piece in pieces:
+            for paths, signals in read_signals(piece.folder / "signals.arrow"):
+                yield batch_of(paths, signals)
+
+    write_signals(folder / "signals.arrow", batches())
 
 
 def check_videos(folder: Path, batch: Batch) -> dict[str, Check]:

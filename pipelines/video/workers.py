@@ -84,11 +84,13 @@ class Crew:
     """At most `workers` processes of one thread each that apply `target` ("module:function") to items, map after map.
 
     Processes start when there is work and stay until the context ends, so that a stage pays for their start once.
+    `cpu_s` is what the items have cost so far (their last tries), which the system tells of living children to nobody else.
     """
 
     def __init__(self, target: str, workers: int) -> None:
         self._target, self._size = target, max(1, workers)
         self._workers: list[_Worker] = []
+        self.cpu_s = 0.0
 
     def __enter__(self) -> Crew:
         return self
@@ -139,6 +141,7 @@ class Crew:
                     outcomes[worker.item] = failure
             if progress is not None:
                 progress(sum(outcome is not None for outcome in outcomes), len(items))
+        self.cpu_s += sum(outcome.cpu_s for outcome in outcomes if outcome is not None)
         return [outcome for outcome in outcomes if outcome is not None]  # every item has one: the loop ends only then
 
 

@@ -11,7 +11,7 @@ import pytest
 from assets.automation import arriving_videos, failed_runs, lost_runs
 from assets.definitions import defs
 from assets.resources import StoreResource
-from pipelines.curation import sources
+from pipelines.sources import registry
 from pipelines.store import Store
 
 
@@ -21,7 +21,7 @@ def store(tmp_path: Path) -> Store:
     folder.mkdir()
     put(folder / "one.mp4", age_s=3600)
     opened = Store.open(tmp_path / "store")
-    sources.register_source(opened, "own", folder)
+    registry.register_source(opened, "own", folder)
     return opened
 
 
@@ -46,17 +46,17 @@ def test_arriving_files_become_one_partition_and_one_run(store: Store) -> None:
 
 def test_known_files_start_nothing(store: Store) -> None:
     with dg.DagsterInstance.ephemeral() as instance:
-        sources.new_batches(store)
+        registry.new_batches(store)
         instance.add_dynamic_partitions("ingest_batch", ["own-0001"])
         assert isinstance(tick(store, instance), dg.SkipReason)
 
 
 def test_file_that_is_still_being_written_waits(store: Store) -> None:
-    put(Path(sources.list_sources(store)[0].path) / "two.mp4", age_s=1)
+    put(Path(registry.list_sources(store)[0].path) / "two.mp4", age_s=1)
     with dg.DagsterInstance.ephemeral() as instance:
         result = tick(store, instance)
         assert isinstance(result, dg.SkipReason) and "two.mp4" in str(result.skip_message)
-        assert sources.list_batches(store) == []
+        assert registry.list_batches(store) == []
 
 
 def test_failed_run_leaves_a_line_that_names_it(store: Store) -> None:

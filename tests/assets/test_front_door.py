@@ -5,16 +5,19 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from assets.demo import insist_on_a_video, source_name
 from assets.interface import insist_on_free
-from pipelines.curation import sources
 from pipelines.errors import InputError
+from pipelines.sources import registry
 from pipelines.store import Store
+from pipelines.video.encode import write_video
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -79,13 +82,28 @@ def test_folder_without_one_decodable_video_is_refused_and_named(tmp_path: Path)
         insist_on_a_video(tmp_path)
 
 
+def test_manifest_and_tar_with_a_video_that_plays_are_taken(tmp_path: Path) -> None:
+    write_video(tmp_path / "film.mp4", np.random.default_rng(0).integers(0, 255, (6, 48, 64, 3), dtype=np.uint8), 10)
+    (tmp_path / "text.mp4").write_text("no film")
+    (tmp_path / "My list.csv").write_text("path\ntext.mp4\nfilm.mp4\n")
+    with tarfile.open(tmp_path / "good.tar", "w") as opened, tarfile.open(tmp_path / "bad.tar", "w") as bad:
+        opened.add(tmp_path / "film.mp4", "0.mp4")
+        bad.add(tmp_path / "text.mp4", "0.mp4")
+    for name in ("My list.csv", "good.tar"):
+        insist_on_a_video(tmp_path / name)
+    with pytest.raises(InputError, match=r"bad\.tar::0\.mp4: not_a_video"):
+        insist_on_a_video(tmp_path / "bad.tar")
+    store = Store.open(tmp_path / "store")
+    assert [source_name(store, tmp_path / name) for name in ("My list.csv", "good.tar")] == ["my-list", "good"]
+
+
 def test_two_folders_of_one_name_are_two_sources(tmp_path: Path) -> None:
     store = Store.open(tmp_path / "store")
     first, second = tmp_path / "a" / "My Videos", tmp_path / "b" / "My Videos"
     for folder in (first, second):
         folder.mkdir(parents=True)
         (folder / "x.mp4").write_bytes(b"x")
-    sources.register_source(store, source_name(store, first), first)
+    registry.register_source(store, source_name(store, first), first)
     assert source_name(store, first) == "my-videos"
     assert source_name(store, second).startswith("my-videos-")
 

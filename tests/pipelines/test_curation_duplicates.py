@@ -14,14 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.checks import failed
-from pipelines.curation.duplicates import DuplicatesConfig, build_distinct, check_distinct, component_leaks, star_cover
+from pipelines.curation.cover import component_leaks, star_cover
+from pipelines.curation.duplicates import DuplicatesConfig, build_distinct, check_distinct
 from pipelines.curation.embedding import build_embeddings, read_vectors, unit_rows
-from pipelines.curation.neighbours import Features, SearchConfig, candidate_pairs
+from pipelines.curation.neighbours import SearchConfig
 from pipelines.curation.scenes import build_clips
-from pipelines.curation.sources import Batch, SourceFile
-from pipelines.curation.targets import build_target_videos
 from pipelines.errors import InputError, Removal
 from pipelines.schemas import CLIPS, REMOVALS, read_table, table_of, write_table
+from pipelines.sources.registry import Batch, SourceFile
+from pipelines.sources.targets import build_target_videos
 from pipelines.video.encode import ffmpeg_binary, write_video
 from pipelines.video.probe import build_videos
 

@@ -1,37 +1,22 @@
-"""Cutting, embedding and target sets on real files with known content."""
+"""Cutting on real files with known content."""
 
 from __future__ import annotations
 
-import json
 import os
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pipelines.checks import failed
-from pipelines.curation.embedding import (
-    EfficientNetLite0,
-    EmbeddingSettings,
-    build_embeddings,
-    check_embeddings,
-    make_embedder,
-    read_vectors,
-)
-from pipelines.curation.scenes import SceneConfig, build_clips, check_clips, cut_videos
-from pipelines.curation.sources import Batch, SourceFile
-from pipelines.curation.targets import (
-    build_target_videos,
-    check_target_videos,
-    read_targets_root,
-    root_digest,
-    set_weights,
-)
-from pipelines.errors import InputError, Reject
-from pipelines.schemas import CLIPS, QUARANTINE, VIDEOS, read_table
+from pipelines.curation.scenes import SceneConfig, build_clips, check_clips, whole_clips
+from pipelines.errors import Reject
+from pipelines.schemas import CLIPS, QUARANTINE, read_table
+from pipelines.sources.registry import Batch, SourceFile
 from pipelines.video.decode import decode_span
-from pipelines.video.encode import write_video
-from pipelines.video.probe import build_videos
+from pipelines.video.encode import ffmpeg_binary, write_video
+from pipelines.video.probe import build_videos, probe_files
 
 RATE = 10.0
 
@@ -97,6 +82,50 @@ def test_clip_row_decodes_to_exactly_its_frames(clips_folder: Path) -> None:
 def test_motion_is_recorded_and_nothing_is_filtered(clips_folder: Path) -> None:
     still, moving = rows_of(clips_folder, "still.mp4"), rows_of(clips_folder, "long.mp4")
     assert len(still) == 1 and still[0]["motion"] < 0.5 < moving[0]["motion"]
+    assert still[0]["static"] == 1.0 and moving[0]["static"] == 0.0 and still[0]["black"] == 0.0
+
+
+def test_black_share_counts_dark_frames_and_looks_show_the_clip_in_order(tmp_path: Path) -> None:
+    frames = np.concatenate([np.zeros((10, 64, 96, 3), np.uint8), np.full((10, 64, 96, 3), 12, np.uint8), shot(9, 20)])
+    frames[20:, :32] = np.arange(20, dtype=np.uint8)[:, None, None, None] * 10
+    write_video(tmp_path / "dark.mp4", frames, RATE, crf=4)
+    probed = probe_files([str(tmp_path / "dark.mp4")], batch="b", source="s")
+    cut = whole_clips(probed.videos, probed.signals)
+    assert cut.clips[0]["black"] == 0.25 and cut.looks.shape == (1, 8, 24, 24)
+    tops = cut.looks[0, :, :11].mean(axis=(1, 2))
+    assert tops[0] < 3 and abs(tops[3] - 12) < 2 and (np.diff(tops[4:]) > 25).all()
+
+
+def test_looks_and_scores_of_a_turned_video_are_those_of_the_upright_one(tmp_path: Path) -> None:
+    write_video(tmp_path / "plain.mp4", shot(3, 20), RATE)
+    subprocess.run(
+        [ffmpeg_binary(), "-loglevel", "error", "-display_rotation", "180", "-i", tmp_path / "plain.mp4", "-c", "copy", tmp_path / "turned.mp4"],
+        check=True,
+    )  # fmt: skip
+    probed = probe_files([str(tmp_path / name) for name in ("plain.mp4", "turned.mp4")], batch="b", source="s")
+    cut = whole_clips(probed.videos, probed.signals)
+    assert np.array_equal(cut.looks[0], cut.looks[1][:, ::-1, ::-1])
+    assert all(cut.clips[0][name] == pytest.approx(cut.clips[1][name], abs=1e-3) for name in ("motion", "brightness", "static"))
+
+
+def test_spans_are_snapped_to_frames_and_too_short_ones_are_rows(pool: Path) -> None:
+    probed = probe_files([str(pool / "long.mp4")], batch="b", source="s")
+    cut = whole_clips(probed.videos, probed.signals, [[(1.0, 3.0, "a"), (4.02, 6.97, "b"), (12.99, 14.0, "c")]])
+    assert [(row["label"], row["start_s"], row["end_s"], row["frames"]) for row in cut.clips] == [
+        ("a", pytest.approx(1.0), pytest.approx(3.0), 20), ("b", pytest.approx(4.0), pytest.approx(7.0), 30),
+    ]  # fmt: skip
+    assert [row["code"] for row in cut.rejects] == [Reject.TOO_SHORT]
+
+
+def test_stage_that_was_killed_goes_on(pool: Path, clips_folder: Path, tmp_path: Path) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_clips(tmp_path, pool / "videos", work=tmp_path / "work", progress=stop)
+    assert build_clips(tmp_path, pool / "videos", work=tmp_path / "work")["cost"]["parts_found"] == 1
+    for name in ("clips.parquet", "quarantine.parquet", "looks.npy"):
+        assert (tmp_path / name).read_bytes() == (clips_folder / name).read_bytes()
 
 
 def test_tables_are_byte_equal_for_one_and_two_workers(pool: Path, clips_folder: Path, tmp_path: Path) -> None:
@@ -110,83 +139,6 @@ def test_other_cutting_rule_gives_other_clip_ids(pool: Path, clips_folder: Path,
     assert ours and ours.isdisjoint(read_table(clips_folder / "clips.parquet", CLIPS).column("clip_id").to_pylist())
 
 
-def test_file_that_changed_since_the_probe_is_a_row(pool: Path) -> None:
-    video = read_table(pool / "videos" / "videos.parquet", VIDEOS).to_pylist()[0]
-    clips, rejects = cut_videos([{**video, "frames": 7}], SceneConfig())
-    assert not clips and rejects[0]["code"] == Reject.DECODE_ERROR and "changed" in rejects[0]["detail"]
-
-
-def test_vectors_are_unit_length_and_do_not_depend_on_their_neighbours(clips_folder: Path, tmp_path: Path) -> None:
-    summary = build_embeddings(tmp_path, clips_folder)
-    clip_ids, vectors = read_vectors(tmp_path)
-    assert vectors.shape == (summary["clips"], 1280) and vectors.dtype == np.float32
-    assert clip_ids == read_table(clips_folder / "clips.parquet", CLIPS).column("clip_id").to_pylist()
-    assert not failed(check_embeddings(tmp_path))
-    embedder = make_embedder(EmbeddingSettings())
-    frames = np.random.default_rng(0).integers(0, 255, (30, 128, 128, 3), dtype=np.uint8)
-    assert np.array_equal(embedder.embed(frames)[26:28], embedder.embed(frames[26:28]))
-
-
-def test_damaged_vectors_fail_their_check(tmp_path: Path) -> None:
-    np.save(tmp_path / "embeddings.npy", np.array([[1.0, 0.0], [np.nan, 1.0]], np.float32))
-    (tmp_path / "clip_ids.json").write_text('["a", "b"]')
-    assert set(failed(check_embeddings(tmp_path))) == {"not_empty"}
-
-
-def test_encoder_digest_names_weights_and_preprocessing() -> None:
-    digests = {EfficientNetLite0(EmbeddingSettings(image_size=size)).digest for size in (96, 128, 128)}
-    assert len(digests) == 2
-    with pytest.raises(InputError, match="no encoder"):
-        make_embedder(EmbeddingSettings(encoder="other"))
-
-
-@pytest.fixture(scope="module")
-def targets_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("targets")
-    for number, (name, split, label) in enumerate((n, s, x) for n in ("push", "lift") for s in ("train", "eval") for x in ("a", "b")):
-        (root / name / split / label).mkdir(parents=True)
-        write_video(root / name / split / label / "one.mp4", shot(50 + number, 12), RATE)
-    return root
-
-
-def test_target_sets_give_one_labelled_clip_a_file(targets_root: Path, tmp_path: Path) -> None:
-    summary = build_target_videos(tmp_path, targets_root)
-    rows = read_table(tmp_path / "clips.parquet", CLIPS).to_pylist()
-    assert (summary["sets"], summary["clips"], summary["evaluation_clips"]) == (2, 8, 4)
-    assert {(row["source"], row["label"]) for row in rows} == {
-        (f"{name}/{split}", label) for name in ("push", "lift") for split in ("train", "eval") for label in "ab"
-    }
-    assert all(row["frames"] == 12 and row["splitter"] == "whole-v1" for row in rows)
-    assert set_weights(tmp_path) == {"lift": 0.5, "push": 0.5} and not failed(check_target_videos(tmp_path))
-    listed = json.loads((tmp_path / "targets.json").read_text())
-    assert {part["split"] for part in listed} == {"train", "eval"} and all(len(part["files"]) == 1 for part in listed)
-
-
-def test_target_weights_come_from_the_file_and_bad_ones_are_refused(targets_root: Path) -> None:
-    path = targets_root / "targets.yaml"
-    before = root_digest(targets_root)
-    try:
-        path.write_text("weights: {push: 3, lift: 1}")
-        assert {part.name: part.weight for part in read_targets_root(targets_root)} == {"push": 0.75, "lift": 0.25}
-        assert root_digest(targets_root) != before
-        for text in ("weights: {push: 1}", "weights: {push: -1, lift: 2}", "weights: {push: 0, lift: 0}", "[]"):
-            path.write_text(text)
-            with pytest.raises(InputError, match="does not weigh"):
-                read_targets_root(targets_root)
-    finally:
-        path.unlink()
-
-
-def test_badly_laid_out_target_roots_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="not a folder"):
-        read_targets_root(tmp_path / "none")
-    with pytest.raises(InputError, match="no target set"):
-        read_targets_root(tmp_path)
-    (tmp_path / "push" / "train" / "left").mkdir(parents=True)
-    with pytest.raises(InputError, match="no train videos"):
-        read_targets_root(tmp_path)
-
-
 @pytest.mark.skipif("TUBELET_SHARED" not in os.environ, reason="TUBELET_SHARED is not set: no shared data")
 def test_shared_films_are_cut_where_their_sheet_says(tmp_path: Path) -> None:
     data = Path(os.environ["TUBELET_SHARED"]) / "data"
@@ -196,7 +148,9 @@ def test_shared_films_are_cut_where_their_sheet_says(tmp_path: Path) -> None:
     }  # fmt: skip
     files = tuple(SourceFile(str(data / name), (data / name).stat().st_size, 0) for name in sheet)
     build_videos(tmp_path, Batch("b-0001", "b", files, "", ""))
-    clips, rejects = cut_videos(read_table(tmp_path / "videos.parquet", VIDEOS).to_pylist(), SceneConfig())
+    build_clips(tmp_path, tmp_path)
+    clips = read_table(tmp_path / "clips.parquet", CLIPS).to_pylist()
+    rejects = read_table(tmp_path / "quarantine.parquet", QUARANTINE).to_pylist()
     for name, cuts in sheet.items():
         starts = [row["start_s"] for row in clips if row["path"].endswith(name)]
         starts += [float(row["detail"].split()[1].split("-")[0]) for row in rejects if row["path"].endswith(name)]

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from pipelines.checks import failed
-from pipelines.curation.sources import Batch, SourceFile
 from pipelines.errors import Reject
 from pipelines.schemas import QUARANTINE, VIDEOS, read_table
+from pipelines.sources.registry import Batch, SourceFile
 from pipelines.video.encode import ffmpeg_binary
 from pipelines.video.packets import nal_length_size, prefixed_units, start_code_units
-from pipelines.video.probe import build_videos, check_videos, probe_file, probe_files
+from pipelines.video.probe import FILES_PER_PART, build_videos, check_videos, probe_file, probe_files
 
 
 def ffmpeg(*arguments: Any) -> None:
@@ -143,11 +143,53 @@ def test_damaged_bytes_inside_the_stream_are_a_decode_error(video: Path, tmp_pat
 
 
 def test_file_that_hangs_the_decoder_is_quarantined_as_poison(video: Path) -> None:
-    videos, quarantine = probe_files([str(video)], batch="b", source="s", timeout_s=0.5, probe="subprocess:check_call")
-    assert not videos and quarantine[0]["code"] == Reject.DECODE_ERROR  # an mp4 cannot be executed: typed, not raised
-    hanging = ["/usr/bin/yes"] if Path("/usr/bin/yes").exists() else [shutil.which("cat") or "cat"]
-    _, quarantine = probe_files(hanging, batch="b", source="s", timeout_s=0.5, probe="subprocess:getoutput")
-    assert (quarantine[0]["code"], quarantine[0]["poison"], quarantine[0]["attempts"]) == (Reject.TIMEOUT, True, 2)
+    probed = probe_files([str(video)], batch="b", source="s", timeout_s=0.5, probe="subprocess:check_call")
+    assert not probed.videos and probed.quarantine[0]["code"] == Reject.DECODE_ERROR  # an mp4 cannot be executed: typed, not raised
+    hanging = "/usr/bin/yes" if Path("/usr/bin/yes").exists() else shutil.which("cat") or "cat"
+    (first,) = probe_files([hanging], batch="b", source="s", timeout_s=0.5, probe="subprocess:getoutput").quarantine
+    assert (first["code"], first["poison"], first["attempts"]) == (Reject.TIMEOUT, False, 2)  # it may have been the machine
+    (row,) = probe_files([hanging], batch="b", source="s", timeout_s=0.5, tries={hanging: 2}, probe="subprocess:getoutput").quarantine
+    assert (row["code"], row["poison"], row["attempts"]) == (Reject.TIMEOUT, True, 4)
+    # A copy under another name is known by its bytes, and is not opened.
+    again = probe_files([hanging, str(video)], batch="b", source="s", poison=frozenset([row["sha256"]]))
+    assert [(item["code"], item["poison"]) for item in again.quarantine] == [(Reject.POISON, True)] and len(again.videos) == 1
+
+
+def test_path_that_its_source_warns_of_is_a_row_and_is_not_opened(video: Path) -> None:
+    probed = probe_files([str(video)], batch="b", source="s", problems={str(video): "the download failed: 403"}, probe="os:_exit")
+    assert [(row["code"], row["detail"], row["attempts"]) for row in probed.quarantine] == [(Reject.SOURCE_PROBLEM, "the download failed: 403", 0)]
+
+
+def test_killed_probe_goes_on_and_gives_the_tables_of_an_undisturbed_one(video: Path, tmp_path: Path) -> None:
+    names = [f"{number:03d}" for number in range(FILES_PER_PART + 5)]
+    files = [Path(shutil.copy(video, tmp_path / f"{name}.mp4")) for name in names]
+    work, batch = tmp_path / "work", batch_of(*files)
+    for folder in ("plain", "killed"):
+        (tmp_path / folder).mkdir()
+    build_videos(tmp_path / "plain", batch)
+    seen: list[int] = []
+
+    def stop_in_the_second_part(done: int, total: int, text: str = "") -> None:
+        seen.append(done)
+        if done > FILES_PER_PART + 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_videos(tmp_path / "killed", batch, work=work, progress=stop_in_the_second_part)
+    summary = build_videos(tmp_path / "killed", batch, work=work)
+    assert (summary["cost"]["parts"], summary["cost"]["parts_found"]) == (2, 1) and summary["cost"]["cpu_s"] > 0
+    for name in ("videos.parquet", "quarantine.parquet", "signals.arrow"):
+        assert (tmp_path / "plain" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
+
+
+def test_order_in_which_files_are_listed_does_not_matter(video: Path, tmp_path: Path) -> None:
+    files = [Path(shutil.copy(video, tmp_path / f"{name}.mp4")) for name in "abc"]
+    contents = []
+    for folder, listed in (("one", files), ("two", files[::-1])):
+        (tmp_path / folder).mkdir()
+        build_videos(tmp_path / folder, batch_of(*listed))
+        contents.append([(tmp_path / folder / name).read_bytes() for name in ("videos.parquet", "signals.arrow")])
+    assert contents[0] == contents[1]
 
 
 def test_tables_do_not_depend_on_worker_count_and_account_for_every_file(video: Path, tmp_path: Path) -> None:
@@ -188,9 +230,13 @@ def test_every_shared_file_is_a_row_somewhere() -> None:
     root = Path(os.environ["TUBELET_SHARED"]) / "data"
     suffixes = {".mp4", ".mkv", ".mov", ".webm", ".avi", ".flv", ".ts", ".ogv"}
     paths = sorted(str(path) for path in root.rglob("*") if path.suffix in suffixes)
-    videos, quarantine = probe_files(paths, batch="b", source="shared")
+    probed = probe_files(paths, batch="b", source="shared")
+    videos, quarantine = probed.videos, probed.quarantine
     assert sorted(row["path"] for row in videos + quarantine) == paths
     assert {Path(row["path"]).name: row["code"] for row in quarantine} == {"corrupted.mp4": Reject.DECODE_ERROR}
     frames = {Path(row["path"]).name: row["frames"] for row in videos}
     assert (frames["sample_vvc.mp4"], frames["discard_first_keyframe.mp4"], frames["bbb_2500ms.ts"]) == (120, 25, 58)
-    assert QUARANTINE.names and all(row["sha256"] and row["video_id"] for row in videos)
+    assert QUARANTINE.names and all(row["sha256"] and row["video_id"] and row["keyframes"] > 0 for row in videos)
+    assert all(len(item.pts) == row["frames"] and len(item.grids) for row, item in zip(videos, probed.signals, strict=True))
+    late = next(row for row in videos if row["path"].endswith("test_non_zero_start.mp4"))
+    assert late["start_offset_s"] > 0

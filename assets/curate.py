@@ -1,0 +1,134 @@
+"""`tubelet curate`: a person's own videos to a weighted, explained training set, with nothing trained."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from assets.curation import NO_TARGETS, ClusterConfig, StageConfig, TargetsConfig
+from assets.demo import ingest, insist_on_a_video, log_to, look_at_sources, only_one, source_name
+from assets.reconcile import reconcile_runs
+from assets.runs import Run, Runner, open_instance
+from pipelines.errors import InputError
+from pipelines.sources import registry
+from pipelines.store import Store
+
+logger = logging.getLogger("tubelet.curation")
+PARTS = {"scenes": ("clips",), "embedding": ("clip_embeddings", "target_embeddings"), "duplicates": ("distinct_clips",), "selection": ("curated_clips",)}
+CURATED = ["target_videos", "target_embeddings", "distinct_clips", "clip_clusters", "curated_clips"]
+
+
+@dataclass(frozen=True)
+class CurateOptions:
+    """What a person may choose. `videos` None curates what is registered already; `options` are {part: {name: value}}."""
+
+    root: Path
+    videos: Path | None = None
+    kind: str | None = None
+    video_root: Path | None = None
+    name: str | None = None
+    licence: str = ""
+    uploader: str = ""
+    targets: str = ""
+    preset: str = "nano"
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    refit: bool = False
+    shards: bool = False
+
+
+def run_curation(options: CurateOptions) -> Path:
+    """Take in, cut, embed, compare, cluster and select what is new; returns the page that explains it. Raises `TubeletError`."""
+    from pipelines.curation.recipe import load_curation
+    from pipelines.curation.report.page import write_curation_page
+
+    started = time.monotonic()
+    load_curation(options.preset)
+    configs = configs_of(options)
+    store = Store.open(options.root)
+    with store.writing(), only_one(store), open_instance() as instance:
+        log_to(store)
+        for run_id in reconcile_runs(instance):
+            logger.info("ended run %s, whose process was gone", run_id)
+        take_in(store, options)
+        look_at_sources(store, instance)
+        runner = Runner(store, instance, configs)
+        worked = ingest(runner, registry.list_batches(store))
+        assets = [*CURATED, *(["training_shards"] if options.shards else [])]
+        worked = runner.bring_up(Run("curate", "", assets)) or worked
+    page = write_curation_page(store, store.root / "curation")
+    logger.info("%s in %.0f s; what was kept, what was dropped and why: %s", "done" if worked else "nothing to do: all up to date", time.monotonic() - started, page)
+    return page
+
+
+def configs_of(options: CurateOptions) -> dict[str, dg.Config]:
+    """Dagster config of every asset, from preset and single values. Without targets the selection is balanced."""
+    unknown = sorted(set(options.options) - {*PARTS, "clusters", "drift"})
+    if unknown:
+        raise InputError(
+            f"there is no part {unknown[0]} of a curation", expected="one of " + ", ".join([*PARTS, "clusters", "drift"]), found=unknown[0],
+            remedy="write --set PART.NAME=VALUE, for example --set selection.repeat_cap=2",
+        )  # fmt: skip
+    chosen = {part: dict(values) for part, values in options.options.items()}
+    if options.targets == NO_TARGETS:
+        chosen.setdefault("selection", {}).setdefault("mode", "balanced")
+    found: dict[str, dg.Config] = {
+        asset: StageConfig(preset=options.preset, options=chosen.get(part, {})) for part, assets in PARTS.items() for asset in assets
+    }
+    found["target_videos"] = TargetsConfig(root=options.targets)
+    found["clip_clusters"] = ClusterConfig(
+        preset=options.preset, options=chosen.get("clusters", {}), drift_options=chosen.get("drift", {}), refit=options.refit
+    )
+    return found
+
+
+def take_in(store: Store, options: CurateOptions) -> None:
+    """Register the person's videos and sort what is new into batches; raises `InputError` when there is nothing to curate."""
+    if options.videos is not None:
+        root = options.videos.expanduser().absolute()
+        insist_on_a_video(root, options.kind, options.video_root)
+        registry.register_source(
+            store, options.name or source_name(store, root), root, options.licence, options.uploader, kind=options.kind, root=options.video_root
+        )
+    elif not registry.list_sources(store):
+        raise InputError(
+            f"no videos are registered in {store.root}", expected="a folder, a manifest or tars to curate", found="none",
+            remedy="name one: tubelet curate VIDEOS",
+        )  # fmt: skip
+    made = registry.new_batches(store)
+    logger.info("sources: %s", "new batches " + ", ".join(made) if made else "no new files")
+
+
+def parse_options(settings: list[str]) -> dict[str, dict[str, Any]]:
+    """["selection.repeat_cap=2", ...] as {"selection": {"repeat_cap": 2}}; values are YAML. Raises `InputError`."""
+    import yaml
+
+    found: dict[str, dict[str, Any]] = {}
+    for text in settings:
+        name, equals, value = text.partition("=")
+        part, dot, key = name.partition(".")
+        if not (equals and dot and part and key):
+            raise InputError(f"--set {text} says nothing", expected="PART.NAME=VALUE", found=text, remedy="for example --set selection.repeat_cap=2")
+        found.setdefault(part.strip(), {})[key.strip()] = yaml.safe_load(value)
+    return found
+
+
+def forecast_text_of(options: CurateOptions) -> str:
+    """What a run with these options would take and give, from a sample; nothing is written. Raises `InputError`."""
+    from assets.pulse import Pulse
+    from pipelines.curation.forecast import ForecastConfig, forecast_source, forecast_text
+    from pipelines.curation.recipe import stage_options
+
+    if options.videos is None:
+        raise InputError("a forecast needs videos", expected="a folder, a manifest or tars", found="none", remedy="name one: tubelet curate VIDEOS --dry-run")
+    config = ForecastConfig(
+        scenes=stage_options(options.preset, "scenes", dict(options.options.get("scenes", {}))),
+        embedding=stage_options(options.preset, "embedding", dict(options.options.get("embedding", {}))),
+    )
+    with Pulse("forecast", "files") as pulse:
+        return forecast_text(forecast_source(options.videos, config, kind=options.kind, root=options.video_root, progress=pulse.progress))
