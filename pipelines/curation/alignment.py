@@ -26,6 +26,7 @@ STEP = 0.25 / CELLS  # for derivatives
 LONGEST_STEP = 1.5 / CELLS
 LEAST_SIDE, MOST_SIDE = 0.5, 1.06
 MARGIN = 0.03  # how far a window may reach over the picture's edge
+SAMPLED = 5  # every so many cells tell how far cells usually differ
 WHOLE_ABOVE = 0.97  # a side from which on a window's detail is the picture's own
 
 
@@ -133,15 +134,12 @@ def refine(first: Floats, second: Floats, places: Floats) -> Floats:
         shown = (rows[:, None] @ wide).reshape(pairs, -1)
         gain, offset = fit_levels(shown, wanted)
         slopes = np.empty((pairs, 6, shown.shape[1]), np.float32)
-        for axis in range(4):
-            shift = np.zeros(4, np.float32)
-            shift[axis] = STEP
-            half = axis // 2
-            slope = (_matrices(places + shift)[half] - _matrices(places - shift)[half])[:, None] * (gain[:, None, None, None] / (2 * STEP))
-            slopes[:, axis] = (slope @ wide if half == 0 else tall @ slope).reshape(pairs, -1)
+        for axis, slope in enumerate(_slopes(places)):
+            along = slope[:, None] * gain[:, None, None, None]
+            slopes[:, axis] = (along @ wide if axis < 2 else tall @ along.transpose(0, 1, 3, 2)).reshape(pairs, -1)
         slopes[:, 4], slopes[:, 5] = shown, 1.0
         error = wanted - gain[:, None] * shown - offset[:, None]
-        usual = 2 * np.median(np.abs(error), axis=1, keepdims=True) + 1
+        usual = 2 * np.median(np.abs(error[:, ::SAMPLED]), axis=1, keepdims=True) + 1
         weighted = slopes / (1 + (error / usual) ** 2)[:, None]
         normal = weighted @ slopes.transpose(0, 2, 1)
         normal[:, range(6), range(6)] = normal[:, range(6), range(6)] * 1.01 + 1e-2
@@ -150,6 +148,15 @@ def refine(first: Floats, second: Floats, places: Floats) -> Floats:
         places[:, 1::2] = np.clip(places[:, 1::2], LEAST_SIDE, MOST_SIDE)
         places[:, 0::2] = np.clip(places[:, 0::2], -MARGIN, 1 + MARGIN - places[:, 1::2])
     return places
+
+
+def _slopes(places: Floats) -> Floats:
+    """(4, P, 24, 24): how the matrix of the rows changes with their start and side, that of the columns with theirs."""
+    lines = np.stack([places[:, :2], places[:, :2], places[:, 2:], places[:, 2:]])  # (4, P, 2)
+    shift = np.float32(STEP) * np.tile(np.eye(2, dtype=np.float32), (2, 1))[:, None]
+    both = np.concatenate([lines + shift, lines - shift]).reshape(-1, 2)
+    after, before = averaging_matrices(both[:, 0], both[:, 1], CELLS, CELLS).reshape(2, 4, len(places), CELLS, CELLS)
+    return (after - before) / np.float32(2 * STEP)
 
 
 def _pooled(pictures: Floats) -> Floats:

@@ -34,7 +34,8 @@ class Wear:
 @dataclass(frozen=True)
 class Novelty:
     """`buffer` novel clips, of which `by_design` lie beyond quantiles that leave some out; `explained` is the share that
-    `leaves` new leaves would describe (None: not tried)."""
+    `leaves` new leaves would describe. None: that was not tried, as the buffer is small or has hardly grown since it was
+    tried in vain."""
 
     buffer: int
     by_design: float
@@ -105,9 +106,11 @@ def decide(found: Findings, config: DriftConfig) -> Decision:
         if novelty.explained >= config.append_explained:
             return Decision("append", [f"{buffer}; {share}, expected at least {config.append_explained:.0%}", *drifted])
         drifted.append(f"{buffer}; but {share}, too few for leaves of their own (expected {config.append_explained:.0%}), so they stay in the buffer")
+    elif novelty.excess > limit:
+        drifted.append(f"{buffer}; they were too unlike each other for leaves of their own, and hardly more have come since")
     if any(measured.flagged for measured in _judged(found).values()):
         return Decision("reweight", drifted)
-    return Decision("none", [*drifted, *_quiet(found, config, buffer)])
+    return Decision("none", [*_quiet(found, config), *(drifted or [buffer])])
 
 
 def _judged(found: Findings) -> dict[str, Measured]:
@@ -154,7 +157,7 @@ WORDS = {
 }  # fmt: skip
 
 
-def _quiet(found: Findings, config: DriftConfig, buffer: str) -> list[str]:
+def _quiet(found: Findings, config: DriftConfig) -> list[str]:
     """Why nothing is done."""
     reasons = []
     if found.measured:
@@ -167,4 +170,4 @@ def _quiet(found: Findings, config: DriftConfig, buffer: str) -> list[str]:
         reasons.append(f"{found.new} new clips{f' and {found.removed} fewer old ones' if found.removed else ''}: too few to compare")
     if found.targets is not None:
         reasons.append(_sentence("targets", found.targets))
-    return [*reasons, buffer]
+    return reasons

@@ -24,7 +24,7 @@ from pipelines.checks import Check
 from pipelines.curation.cover import component_cover, star_cover
 from pipelines.curation.embedding import read_vectors
 from pipelines.curation.leaks import COMPONENT, SAME_VIDEO, Evaluation, Leaks, find_leaks, leak_report, open_evaluation
-from pipelines.curation.merging import ClipPool, Rows, Stacked, open_looks, open_pool
+from pipelines.curation.merging import ClipPool, Rows, Stacked, open_pool
 from pipelines.curation.neighbours import SearchConfig
 from pipelines.curation.pairs import PairRules, Pairs
 from pipelines.curation.pool_pairs import find_pool_pairs, write_pool_pairs
@@ -42,7 +42,7 @@ WRITE_ROWS = 16_384
 SAME_PRINT = 48  # of 512 bits, 6 of 64 in each picture: a copy that kept its picture, not only its content
 LEAK_LOOK = LookRule(
     length=0.12, noise=2.0, share=0.32, cropped_share=0.5, strength=0.4, cropped_strength=0.8, picture=0.5, cropped_picture=0.7, levels=0.9,
-    still_picture=0.8, still_whole=0.7, still_levels=0.97, retimed_above=1.0, rhythm=0.6,
+    still_picture=0.8, still_whole=0.7, still_levels=0.97, still_peak=16.0, retimed_above=1.0, rhythm=0.6,
 )  # fmt: skip
 
 
@@ -237,17 +237,17 @@ def check_distinct(folder: Path) -> dict[str, Check]:
     clips = read_table(folder / "clips.parquet", CLIPS, columns=["clip_id"]).column("clip_id")
     removals = read_table(folder / "removals.parquet", REMOVALS, columns=["clip_id", "reason", "twin_id"])
     clip_ids, vectors = read_vectors(folder, mapped=True)
-    open_looks(folder, len(clips))
+    looks = np.load(folder / "looks.npy", mmap_mode="r", allow_pickle=False)
     reason, twin = removals.column("reason"), removals.column("twin_id")
     by_twin = pc.is_in(reason, pa.array([Removal.EXACT, Removal.FINGERPRINT, Removal.NEAR_DUPLICATE, Removal.MIRRORED], pa.string()))
     orphans = removals.filter(pc.and_(by_twin, pc.invert(pc.is_in(twin, clips.combine_chunks()))))
     unnamed = removals.filter(pc.and_(pc.equal(reason, Removal.EVALUATION_LEAK.value), pc.equal(twin, "")))
     different = len(pc.unique(clips))
-    sound = clips.to_pylist() == clip_ids and different == len(clips) == len(vectors)
+    sound = clips.to_pylist() == clip_ids and different == len(clips) == len(vectors) == len(looks)
     return {
         "not_empty": Check(
             len(clips) > 0 and sound, "at least one clip, each once, each with its vector and look",
-            f"{len(clips)} clips, {different} different, {len(vectors)} vectors; {len(removals)} removed",
+            f"{len(clips)} clips, {different} different, {len(vectors)} vectors, {len(looks)} looks; {len(removals)} removed",
             "look at removals.parquet: if all went, the pool is the evaluation set",
         ),
         "removals_explained": Check(

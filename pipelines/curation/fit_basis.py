@@ -44,7 +44,7 @@ def fit_basis(
     overall = statistics.overall_quantile(OVERALL_QUANTILE)
     thresholds = novelty_thresholds(statistics, videos_in_leaves(video, leaf, len(codebook.leaves)), overall, config)
     basis = Basis(
-        thresholds, overall, statistics.overall_quantile(TYPICAL_QUANTILE), float((distance > thresholds[leaf]).mean()),
+        thresholds, overall, statistics.overall_quantile(TYPICAL_QUANTILE), float((distance > thresholds[leaf]).mean()), 0,
         statistics.counts.copy(), statistics.digests.sum(axis=0, dtype=np.int64), settings, asked,
     )  # fmt: skip
     return statistics, basis, distance

@@ -28,7 +28,8 @@ class Basis:
     """What was fixed when the codebook was fitted, and what the targets asked for last.
 
     `thresholds` (K,): distances beyond which clips are novel; `overall` and `typical`: the .999 and .9 quantiles of all
-    clips; `tail`: share of the fit's clips beyond their threshold; `fit_counts` (K_fit,) and `fit_digest` (256,): where
+    clips; `tail`: share of the fit's clips beyond their threshold; `tried`: how many novel clips did not cluster well when
+    that was tried last; `fit_counts` (K_fit,) and `fit_digest` (256,): where
     the fit's clips lay; `settings`: the clustering's options.
     """
 
@@ -36,6 +37,7 @@ class Basis:
     overall: float
     typical: float
     tail: float
+    tried: int
     fit_counts: NDArray[np.int64]
     fit_digest: NDArray[np.int64]
     settings: Mapping[str, Any]
@@ -88,7 +90,7 @@ def save_statistics(folder: Path, statistics: LeafStatistics, basis: Basis, dist
     names = list(basis.asked.names)
     np.savez(
         folder / STATISTICS, allow_pickle=False, **statistics.tables(), thresholds=basis.thresholds, fit_counts=basis.fit_counts,
-        fit_digest=basis.fit_digest, quantiles=np.array([basis.overall, basis.typical, basis.tail]),
+        fit_digest=basis.fit_digest, quantiles=np.array([basis.overall, basis.typical, basis.tail]), tried=np.array(basis.tried),
         settings=np.array(json.dumps(basis.settings, sort_keys=True)), target_names=np.array(names, np.str_),
         target_counts=basis.asked.counts, target_weights=np.array([basis.asked.weights.get(name, 0.0) for name in names]),
     )  # fmt: skip
@@ -102,7 +104,7 @@ def load_statistics(folder: Path) -> tuple[LeafStatistics, Basis]:
         names = tuple(str(name) for name in found["target_names"])
         asked = Asked(names, found["target_counts"], dict(zip(names, found["target_weights"].tolist(), strict=True)))
         basis = Basis(
-            found["thresholds"], overall, typical, tail, found["fit_counts"], found["fit_digest"], json.loads(str(found["settings"])), asked
+            found["thresholds"], overall, typical, tail, int(found["tried"]), found["fit_counts"], found["fit_digest"], json.loads(str(found["settings"])), asked
         )
         return LeafStatistics(found["counts"], found["sums"], found["squares"], found["digests"]), basis
 

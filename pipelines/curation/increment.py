@@ -162,7 +162,8 @@ def _follow(run: Run, frozen: Frozen, previous_folder: Path) -> dict[str, Any]:
         touched = np.union1d(touched, np.union1d(pool.leaf[pool.novel], appended.leaf))
         frozen, statistics = _append(pool, frozen, statistics, appended, config)
         targets = try_appended(targets, frozen.codebook, appended.first)
-    basis = replace(frozen.basis, asked=targets.asked(len(frozen.codebook.leaves)))
+    vain = novelty.explained is not None and novelty.explained < config.append_explained
+    basis = replace(frozen.basis, asked=targets.asked(len(frozen.codebook.leaves)), tried=novelty.buffer if vain else frozen.basis.tried)
     save_statistics(run.folder, statistics, basis, pool.distance)
     summary = _write_tables(run, pool, frozen.codebook, targets, previous_folder, touched.astype(np.int64))
     cost = run.parts.cost(len(pool.new), "clips")
@@ -198,7 +199,8 @@ def _novelty(pool: Pool, frozen: Frozen, config: DriftConfig) -> tuple[Novelty, 
     basis = frozen.basis
     buffer = np.flatnonzero(pool.novel)
     novelty = Novelty(len(buffer), basis.tail * max(0, len(pool.clip_ids) - basis.fitted))
-    if novelty.excess <= append_limit(len(pool.clip_ids), config):
+    limit = append_limit(len(pool.clip_ids), config)
+    if novelty.excess <= limit or (basis.tried and len(buffer) - basis.tried < limit):
         return novelty, None
     fill = basis.fitted / len(basis.fit_counts)
     found = (np.asarray(pool.vectors[buffer]), pool.video[buffer], pool.leaf[buffer])
@@ -251,8 +253,10 @@ def _write_tables(run: Run, pool: Pool, codebook: Codebook, targets: TargetClips
     sizes = np.bincount(pool.leaf, minlength=leaves)
     return {
         "clips": len(pool.leaf), "clusters": leaves, "coarse_clusters": len(codebook.centroids[-1]),
-        "levels": [len(level) for level in codebook.centroids], "largest_cluster": int(sizes.max()), "smallest_cluster": int(sizes.min()), "mean_cosine": float(pool.similarity.mean(dtype=np.float64)),
-        "clusters_with_targets": len(np.unique(targets.leaf[training])), "target_mean_cosine": float(targets.similarity.mean(dtype=np.float64)) if len(targets.leaf) else None,
+        "levels": [len(level) for level in codebook.centroids], "largest_cluster": int(sizes.max()),
+        "smallest_cluster": int(sizes.min()), "mean_cosine": float(pool.similarity.mean(dtype=np.float64)),
+        "clusters_with_targets": len(np.unique(targets.leaf[training])),
+        "target_mean_cosine": float(targets.similarity.mean(dtype=np.float64)) if len(targets.leaf) else None,
     }  # fmt: skip
 
 
@@ -279,7 +283,7 @@ def check_increment(folder: Path) -> dict[str, Check]:
     """Blocking check: the leaves' statistics are those of the assignments, clip for clip."""
     assignments = read_table(folder / "assignments.parquet", ASSIGNMENTS, columns=["cluster", "novel"])
     statistics, basis = load_statistics(folder)
-    leaf = assignments.column("cluster").to_numpy()
+    leaf, novel = assignments.column("cluster").to_numpy(), assignments.column("novel").to_numpy(zero_copy_only=False)
     distances = np.load(folder / "distances.npy", allow_pickle=False)
     counted = np.array_equal(np.bincount(leaf, minlength=len(statistics.counts)), statistics.counts)
     digested = LeafStatistics.empty(len(statistics.counts), 0)
@@ -288,7 +292,7 @@ def check_increment(folder: Path) -> dict[str, Check]:
     return {
         "statistics_agree": Check(
             agree, "as many clips, at the same distances, in every leaf's statistics as in the assignments",
-            f"{int(statistics.counts.sum())} clips in the statistics, {len(leaf)} in the assignments, {int(np.sum(assignments.column('novel').to_numpy(zero_copy_only=False)))} novel",
+            f"{int(statistics.counts.sum())} clips in the statistics, {len(leaf)} in the assignments, {int(novel.sum())} novel",
             "materialize clip_clusters again without the previous one",
         )
     }  # fmt: skip

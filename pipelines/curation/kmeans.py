@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -76,7 +77,8 @@ class Rows:
 def device_of(wanted: Device) -> Literal["cpu", "gpu"]:
     """Where FAISS searches: a GPU when it is wanted or `auto`, and there is one that this build of FAISS can use.
 
-    The GPU path is FAISS's own flat index moved to device 0; it was written to FAISS's documentation and not run here.
+    The GPU path is FAISS's own flat index moved to device 0, for the passes; seeds are drawn on the CPU. It was written to
+    FAISS's documentation and has not been run on a GPU.
     """
     import faiss
 
@@ -90,8 +92,16 @@ def flat_index(centroids: NDArray[np.float32], device: Device) -> Any:
     index: Any = faiss.IndexFlatIP(centroids.shape[1])
     index.add(np.ascontiguousarray(centroids))
     if device_of(device) == "gpu":
-        index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
+        index = faiss.index_cpu_to_gpu(_gpu_resources(), 0, index)
     return index
+
+
+@cache
+def _gpu_resources() -> Any:
+    """One for the process: every one sets aside scratch memory on the GPU."""
+    import faiss
+
+    return faiss.StandardGpuResources()
 
 
 def search(index: Any, block: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

@@ -117,19 +117,21 @@ def _draw_repeats(panel: Any, uniform: NDArray[np.float64], requested: NDArray[n
     panel.stairs(asked, edges * 100, color=ASKED, linewidth=1.3)
     panel.axhline(1.0, color=ALIKE, linewidth=1.0, linestyle=(0, (3, 2)))
     top = float(max(drawn.max(), 1.0))
+    notes = []
     if top > STEEP:
         panel.set_yscale("log")
         panel.yaxis.set_major_formatter("{x:g}")
         panel.set_ylim(0.05, 2 * top)
     else:
         panel.set_ylim(0, 1.25 * top)
-        if peak > 1.25 * top:
-            panel.annotate(f"requested: up to {peak:.3g}", (0.98, 0.97), xycoords="axes fraction", ha="right", va="top", fontsize=7.5, color=ASKED)
+        notes += [f"requested: up to {peak:.3g}"] if peak > 1.25 * top else []
+    empty = float(requested[uniform == 0].sum())
+    notes += [f"{empty:.1%} requested where no clip is"] if empty > 0 else []
+    panel.annotate("\n".join(notes), (0.98, 0.97), xycoords="axes fraction", ha="right", va="top", fontsize=7.5, color=ASKED)
     panel.set_xlim(0, 100)
     panel.set_xlabel("share of the pool, most requested first (%)")
     panel.set_ylabel("draws of a clip (alike: 1)")
-    empty = float(requested[uniform == 0].sum())
-    panel.set_title("How often a clip is drawn" + (f" ({empty:.1%} asked where no clip is)" if empty > 0 else ""), fontsize=10)
+    panel.set_title("How often a clip is drawn", fontsize=10)
     _quiet(panel)
 
 

@@ -131,5 +131,5 @@ def test_plan_is_a_function_of_the_seed() -> None:
 
 
 def test_unknown_scale_names_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="demo or smoke"):
+    with pytest.raises(InputError, match="demo or study or smoke"):
         make_corpus(tmp_path, seed=0, scale="huge")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pydantic
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import chi2_contingency
 
 from pipelines.checks import failed
 from pipelines.curation.assignment import nearest_leaf
@@ -129,7 +131,8 @@ def test_seeds_are_different_rows_and_hit_every_far_group() -> None:
 
 
 def test_seeds_drawn_in_batches_follow_the_law_of_drawing_one_by_one() -> None:
-    vectors = blobs(7, 7, seed=4, size=3, noise=0.3)
+    angle = np.radians([0, 3, 10, 30, 34, 45, 120, 123, 129, 140])  # a far group that most candidates come from until one of it is taken
+    vectors = np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
     gaps = np.maximum(0.0, 1.0 - vectors.astype(np.float64) @ vectors.T)
 
     def one_by_one(random: np.random.Generator, count: int) -> tuple[int, ...]:
@@ -140,16 +143,13 @@ def test_seeds_drawn_in_batches_follow_the_law_of_drawing_one_by_one() -> None:
             chosen.append(int(min(tried, key=lambda row: np.minimum(gap, gaps[row]).sum())))
         return tuple(sorted(chosen))
 
-    draws = 1500
-    counted: list[dict[tuple[int, ...], int]] = [{}, {}]
-    for draw in range(draws):
-        for found, places in (
-            (counted[0], one_by_one(np.random.default_rng([1, draw]), 3)),
-            (counted[1], tuple(sorted(plus_plus(vectors, 3, np.random.default_rng([2, draw])).tolist()))),
-        ):
-            found[places] = found.get(places, 0) + 1
-    apart = sum(abs(counted[0].get(key, 0) - counted[1].get(key, 0)) for key in {*counted[0], *counted[1]}) / (2 * draws)
-    assert apart < 0.08  # 0.04 to 0.06 is what chance leaves between two such samples
+    found: list[Counter[tuple[int, ...]]] = [Counter(), Counter()]
+    for draw in range(1500):
+        found[0][one_by_one(np.random.default_rng([10, draw]), 3)] += 1
+        found[1][tuple(sorted(plus_plus(vectors, 3, np.random.default_rng([11, draw])).tolist()))] += 1
+    common = [key for key, times in (found[0] + found[1]).items() if times >= 20]
+    counts = np.array([[each[key] for key in common] + [1500 - sum(each[key] for key in common)] for each in found])
+    assert chi2_contingency(counts).pvalue > 1e-3
 
 
 def test_two_threads_agree_and_one_repeats_its_bytes() -> None:

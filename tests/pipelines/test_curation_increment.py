@@ -376,6 +376,24 @@ def test_a_new_concept_gets_leaves_of_its_own_behind_the_old_ones(fitted: tuple[
     assert [labels(later)[clip] for clip, _, _ in more] == nearest_leaf(np.stack([vector for *_, vector in more]), grown.leaves).leaf.tolist()
 
 
+def test_a_buffer_that_did_not_cluster_is_not_tried_again_until_it_has_grown(
+    fitted: tuple[World, list[Clip], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, old, first = fitted
+    tried: list[int] = []
+
+    def in_vain(vectors: np.ndarray, *_: Any) -> None:
+        tried.append(len(vectors))
+
+    monkeypatch.setattr(increment, "cluster_buffer", in_vain)
+    pool, previous = list(old), first
+    for number, videos in enumerate((4, 1, 4)):
+        pool += world.batch(videos, world.elsewhere())
+        previous, summary = world.update(f"vain-{number}", previous, pool, drift=DriftConfig(refit_novel=0.5))
+        assert summary["decision"] in ("none", "reweight") and any("novel" in reason for reason in summary["reasons"])
+    assert len(tried) == 2 and tried[1] >= tried[0] + 8
+
+
 def test_novel_clips_that_are_unlike_each_other_get_no_leaves() -> None:
     random = np.random.default_rng(0)
     leaves = unit(random.normal(size=(10, 32)))

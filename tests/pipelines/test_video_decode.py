@@ -1,4 +1,4 @@
-"""Exact decoding: spans by pts, seeking equal to decoding through, upright frames, fingerprints that survive re-encoding."""
+"""Exact decoding: spans by pts, seeking equal to decoding through, upright frames."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import pytest
 from pipelines.errors import InputError
 from pipelines.video.decode import decode_span, frames_at, timed_frames, to_array
 from pipelines.video.encode import ffmpeg_binary
-from pipelines.video.fingerprint import cell_grid, compare, fingerprint, unpack
 from pipelines.video.probe import probe_file
 
 
@@ -83,38 +82,3 @@ def test_rotated_copy_comes_out_as_the_upright_original(video: Path, folder: Pat
         baked = to_array(next(timed_frames(folder / "baked.mp4"))[1])
         assert shown.shape == baked.shape
         assert np.abs(shown.astype(int) - baked).mean() < 3
-
-
-def test_fingerprint_survives_reencoding_and_tells_scenes_apart(video: Path, folder: Path) -> None:
-    worse, other = folder / "worse.mp4", folder / "other.mp4"
-    ffmpeg("-i", video, "-vf", "scale=96:72", "-c:v", "libx264", "-crf", 34, worse)
-    ffmpeg("-f", "lavfi", "-i", "mandelbrot=size=128x96:rate=25", "-frames:v", 100, "-pix_fmt", "yuv420p", "-c:v", "libx264", other)
-    prints = [
-        fingerprint([cell_grid(to_array(frame, None, "gray")) for _, frame in timed_frames(path)]) for path in (video, worse, other)
-    ]
-    packed = unpack(prints)
-    assert packed.shape == (3, 5, 32) and len(prints[0]) == 320
-    same, different = compare(packed[0], packed[1]), compare(packed[0], packed[2])
-    assert same.evidence and same.picture < 0.09 < 0.12 < different.picture
-    assert same.change < 0.3 < different.change
-
-
-def test_flat_frames_are_no_evidence_and_still_pictures_have_no_change() -> None:
-    flat = unpack([fingerprint([np.full((16, 17), 90, np.uint8)] * 8)])[0]
-    closeness = compare(flat, flat)
-    assert not closeness.evidence and closeness.change == 0 and closeness.picture == 0
-
-
-def test_change_masks_tell_motions_before_one_background_apart() -> None:
-    background = np.tile(np.arange(17, dtype=np.uint8) * 9, (16, 1))
-
-    def moving(columns: list[int]) -> str:
-        grids = []
-        for column in columns:
-            grid = background.copy()
-            grid[4:8, column : column + 2] = 255
-            grids.append(grid)
-        return fingerprint(grids)
-
-    left, right = unpack([moving([8, 7, 5, 3]), moving([8, 9, 11, 13])])
-    assert compare(left, right).change > 0.5 and compare(left, left).change == 0
