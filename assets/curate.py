@@ -44,13 +44,12 @@ class CurateOptions:
 
 def run_curation(options: CurateOptions) -> Path:
     """Take in, cut, embed, compare, cluster and select what is new; returns the page that explains it. Raises `TubeletError`."""
-    from pipelines.curation.recipe import load_curation
     from pipelines.curation.report.page import write_curation_page
 
     started = time.monotonic()
-    load_curation(options.preset)
     configs = configs_of(options)
     store = Store.open(options.root)
+    insist_on_options(options, store)
     with store.writing(), only_one(store), open_instance() as instance:
         log_to(store)
         for run_id in reconcile_runs(instance):
@@ -64,6 +63,21 @@ def run_curation(options: CurateOptions) -> Path:
     page = write_curation_page(store, store.root / "curation")
     logger.info("%s in %.0f s; what was kept, what was dropped and why: %s", "done" if worked else "nothing to do: all up to date", time.monotonic() - started, page)
     return page
+
+
+def insist_on_options(options: CurateOptions, store: Store) -> None:
+    """Raise `InputError` for a value that some stage would refuse, before the first one works."""
+    from pipelines.curation.embedding import make_embedder
+    from pipelines.curation.recipe import PARTS as ALL
+    from pipelines.curation.recipe import stage_options
+
+    chosen = {part: stage_options(options.preset, part, dict(options.options.get(part, {}))) for part in ALL}
+    chosen["selection"].insist()
+    make_embedder(chosen["embedding"], store.root)
+    if options.targets not in ("", NO_TARGETS):
+        from pipelines.sources.target_sets import read_targets_root
+
+        read_targets_root(Path(options.targets))
 
 
 def configs_of(options: CurateOptions) -> dict[str, dg.Config]:

@@ -161,7 +161,7 @@ class Runner:
                 raise _interrupted(run)
             raise RunFailed(
                 f"run {run.label} failed", found="\n".join(failures(result.all_events)),
-                remedy="mend the cause and run make demo again; what was finished is kept",
+                remedy="mend the cause and run the same command again; what was finished is kept",
             )  # fmt: skip
 
     def _own_partition(self, asset: str, partition: str) -> str | None:
@@ -171,7 +171,7 @@ class Runner:
 
 def _interrupted(run: Run) -> RunInterrupted:
     return RunInterrupted(
-        f"stopped during {run.label}", remedy="run make demo again to go on; what was finished is kept"
+        f"stopped during {run.label}", remedy="run the same command again to go on; what was finished is kept"
     )
 
 

@@ -26,6 +26,7 @@ STEP = 0.25 / CELLS  # for derivatives
 LONGEST_STEP = 1.5 / CELLS
 LEAST_SIDE, MOST_SIDE = 0.5, 1.06
 MARGIN = 0.03  # how far a window may reach over the picture's edge
+LEAST_ENERGY = 0.05  # squares of a channel's cells, of a window in which there is nothing to see
 SAMPLED = 5  # every so many cells tell how far cells usually differ
 WHOLE_ABOVE = 0.97  # a side from which on a window's detail is the picture's own
 
@@ -71,23 +72,26 @@ def best_windows(first: Floats, second: Floats) -> tuple[Floats, Floats]:
     """Of channels (P, 2, 12, 12): the place (P, 4) of the window of `first` that `second` shows best, and (P,) the sum of
     both channels' correlations there.
 
-    Shrinking is linear and separable, so the products of all windows with `second` are one matrix product.
+    Reading a window is linear and separable, so the products of all windows with `second`, and the windows' own squares,
+    are matrix products.
     """
     windows, matrices, together = _windows()
     count, pairs = len(windows), len(first)
     down = matrices.reshape(count * COARSE, COARSE).T
     across = matrices.transpose(1, 0, 2).reshape(COARSE, count * COARSE)
     weights = matrices.sum(axis=1)  # (K, 12): how much each line counts in a window's mean
+    grams = (matrices.transpose(0, 2, 1) @ matrices).reshape(count, -1)  # (K, 144)
     total = np.zeros((pairs, count, count), np.float32)
     for channel in range(first.shape[1]):
         one = first[:, channel]
         two = second[:, channel] - second[:, channel].mean(axis=(1, 2), keepdims=True)
-        wide = (one.reshape(-1, COARSE) @ down).reshape(pairs, COARSE, count, COARSE).transpose(0, 2, 1, 3).reshape(pairs, count, -1)
+        wide = np.ascontiguousarray((one.reshape(-1, COARSE) @ down).reshape(pairs, COARSE, count, COARSE).transpose(0, 2, 1, 3))
         tall = (np.ascontiguousarray(two.transpose(0, 2, 1)).reshape(-1, COARSE) @ across).reshape(pairs, COARSE, count, COARSE)
-        products = tall.transpose(0, 2, 3, 1).reshape(pairs, count, -1) @ wide.transpose(0, 2, 1)  # (P, K rows, K columns)
+        products = tall.transpose(0, 2, 3, 1).reshape(pairs, count, -1) @ wide.reshape(pairs, count, -1).transpose(0, 2, 1)  # (P, K rows, K columns)
+        squares = grams @ (wide @ wide.transpose(0, 1, 3, 2)).reshape(pairs, count, -1).transpose(0, 2, 1)
         mean = weights @ one @ weights.T / COARSE**2
-        energy = np.maximum(weights @ (one * one) @ weights.T / COARSE**2 - mean * mean, 1e-3) * COARSE**2
-        own = (two * two).sum(axis=(1, 2)) + 1e-3
+        energy = np.maximum(squares - COARSE**2 * mean * mean, LEAST_ENERGY)
+        own = (two * two).sum(axis=(1, 2)) + LEAST_ENERGY
         total += products / np.sqrt(energy * own[:, None, None])
     total[:, ~together] = -np.inf
     flat = total.reshape(pairs, -1)

@@ -74,6 +74,7 @@ def _options(part: str, values: dict[str, Any], where: str) -> Any:
     try:
         return kind.model_validate(values)
     except pydantic.ValidationError as error:
+        found = "; ".join(f"{'.'.join(map(str, told['loc']))}: {told['msg'].lower()}" for told in error.errors())
         raise InputError(
-            f"{where} cannot be used", expected="values for " + ", ".join(kind.model_fields), found=str(error), remedy="mend the values named above"
+            f"{where} cannot be used", expected="values for " + ", ".join(kind.model_fields), found=found, remedy="mend the values named here"
         ) from error

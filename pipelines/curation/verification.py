@@ -28,7 +28,7 @@ from pipelines.video.fingerprint import CELLS, PICTURES, bar_boxes, without_bars
 
 BLOCK = 64  # pairs at a time: what one block needs stays in a processor's cache
 LIVELY = 3.0  # grey levels of motion from which on where it moves tells something
-LEAST_SCORE, LEAST_STILL_SCORE = 0.95, 0.4  # of both correlations together; copies have 1.2 and 0.5 or more
+LEAST_SCORE, LEAST_STILL_SCORE = 1.1, 0.5  # of both correlations together; planted copies had 1.26 and 0.67 or more
 EQUAL = 0.95  # correlations from which on a pair is not laid another way
 CLEAR = 0.3  # of a score: when one way to lay the pictures is better by this, the other is not tried
 IGNORED = 0.15  # of the cells, those that differ most, are left out (a logo) ...

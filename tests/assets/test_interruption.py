@@ -140,7 +140,7 @@ def test_ctrl_c_ends_run_and_trainer_and_the_next_attempt_finishes(home: Path) -
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 2 and "run make demo again to go on" in output, output
+    assert process.returncode == 2 and "run the same command again to go on" in output, output
     assert wait_gone(pid)
     with dg.DagsterInstance.from_config(str(home)) as instance:
         assert {run.status for run in instance.get_runs()} <= {dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED}

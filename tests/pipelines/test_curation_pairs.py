@@ -38,11 +38,10 @@ def made_looks(count: int, seed: int, scenes: int = 4) -> Looks:
         backs.append(120 + 35 * sum(a * np.sin(rows / 3 * b + columns / 4 * c) for a, b, c in shades))
     looks = np.empty((count, 8, 24, 24), np.uint8)
     for clip in range(count):
-        starts, ends = random.uniform(2, 22, (2, 3, 2))
+        middles, sways, turns, phases = random.uniform((6, 3, 0.5, 0), (18, 7, 4, 7), (3, 2, 4)).transpose(2, 0, 1)
         for picture in range(8):
             frame = backs[clip % scenes].copy()
-            for start, end in zip(starts, ends, strict=True):
-                place = start + (end - start) * picture / 7
+            for place in middles + sways * np.sin(turns * picture / 7 * 3 + phases):
                 frame += 120 * np.exp(-((rows - place[0]) ** 2 + (columns - place[1]) ** 2) / 4)
             looks[clip, picture] = frame.clip(0, 255)
     return looks
@@ -95,15 +94,15 @@ def pairs_of(pool_folders: dict[str, tuple[Path, Path]], targets: tuple[Path, Pa
     return {tuple(sorted((ids[one], ids[two]))) for one, two in zip(strict.first, strict.second, strict=True)}
 
 
-@pytest.mark.parametrize("search", [SearchConfig(), SearchConfig(flat_limit=100, probes=8), SearchConfig(flat_limit=100, probes=8, codes="full")])
+@pytest.mark.parametrize("search", [SearchConfig(), SearchConfig(flat_limit=80, probes=8), SearchConfig(flat_limit=80, probes=8, codes="full")])
 def test_planted_copies_are_found_across_cells_and_batches(tmp_path: Path, search: SearchConfig) -> None:
-    originals = made_looks(300, 1)
-    copied = np.arange(0, 300, 6)
+    originals = made_looks(160, 1)
+    copied = np.arange(0, 160, 4)
     batches = {"a": write_batch(tmp_path, "a", originals), "b": write_batch(tmp_path, "b", copies_of(originals[copied], 2))}
     found = pairs_of(batches, no_targets(tmp_path), DuplicatesConfig(search=search), tmp_path / "work")
     planted = {(f"a-{row:05d}", f"b-{number:05d}") for number, row in enumerate(copied.tolist())}
     assert len(planted & found) >= 0.95 * len(planted)
-    assert len(found - planted) <= 1e-4 * 350 * 349 / 2
+    assert len(found - planted) <= 0
 
 
 def test_every_removed_clip_has_a_kept_twin_with_a_verified_pair(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SEEDS = (11, 12, 13, 14, 15)
 CORPUS_SEED = 31
-STEPS = 400
+STEPS = 250
 SIZE = 80  # clips of about 280 in the pool
 BOOTSTRAPS = 10_000
 
