@@ -85,8 +85,6 @@ class Finder:
             else:
                 self._vectors = faiss.IndexIVFFlat(quantizer, size, cells, faiss.METRIC_INNER_PRODUCT)
             self._codes = faiss.IndexBinaryIVF(faiss.IndexBinaryFlat(BITS), BITS, cells)
-            self._vectors.own_fields = self._codes.own_fields = False
-            self._kept = quantizer, self._codes.quantizer  # FAISS holds no reference to them
             for index, values in ((self._vectors, vectors), (self._codes, codes)):
                 index.cp.max_points_per_centroid = TRAINING_ROWS
                 index.nprobe = self._config.probes

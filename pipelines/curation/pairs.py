@@ -22,9 +22,10 @@ from pipelines.parts import Parts
 from pipelines.recipes import Part
 from pipelines.video.fingerprint import BITS, fingerprints
 
-SIGN_ROWS = 16_384  # clips, queries and pairs in one part: what a kill can cost
+SIGN_ROWS = 16_384  # clips whose signs are one part; next queries, pairs: what a kill can cost
 QUERY_ROWS = 4_096
 PAIR_ROWS = 4_096
+SEARCH_SHARE = 0.1  # of the time that finding pairs takes
 EVEN = 1e-6  # of a cosine: what float32 makes of two equal vectors
 
 Rows = NDArray[np.int64]
@@ -230,14 +231,26 @@ def find_pairs(
     parts: Parts, name: str, queries: Side, rows: Rows, among: Side, finder: Callable[[], Finder], config: SearchConfig,
     strict: PairRules, loose: PairRules, progress: Progress | None = None,
 ) -> Pairs:  # fmt: skip
-    """Verified pairs of some rows of `queries` with any of `among`, in parts; `finder` is asked for when a part is missing."""
+    """Verified pairs of some rows of `queries` with any of `among`, in parts; `finder` is asked for when a part is missing.
+
+    Progress counts rows, most of which for verification, which takes longest.
+    """
+    before = int(SEARCH_SHARE * len(rows))
+
+    def searching(done: int, _: int) -> None:
+        if progress is not None:
+            progress(done * before // len(rows), len(rows))
+
+    def verifying(done: int, total: int) -> None:
+        if progress is not None:
+            progress(before + (len(rows) - before) * done // total, len(rows))
 
     def search(folder: Path, batch: Sequence[int]) -> dict[str, Any]:
         found = candidates(queries, np.asarray(batch), among, finder(), config, (strict, loose))
         np.save(folder / "candidates.npy", found)
         return {"candidates": len(found)}
 
-    searched = parts.map(f"search-{name}", rows, QUERY_ROWS, search, progress)  # type: ignore[arg-type]
+    searched = parts.map(f"search-{name}", rows, QUERY_ROWS, search, searching)  # type: ignore[arg-type]
     near = np.concatenate([np.empty((0, 2), np.int64), *(np.load(part.folder / "candidates.npy") for part in searched)])
     near = np.unique(near, axis=0)  # two clips of one batch may have found each other in two parts
 
@@ -246,5 +259,5 @@ def find_pairs(
         found.save(folder)
         return {"candidates": len(batch), "pairs": len(found.first)}
 
-    judged = parts.map(f"verify-{name}", near, PAIR_ROWS, judge)  # type: ignore[arg-type]
+    judged = parts.map(f"verify-{name}", near, PAIR_ROWS, judge, verifying)  # type: ignore[arg-type]
     return join_pairs([_loaded(part.folder) for part in judged])

@@ -50,6 +50,8 @@ def find_pool_pairs(
     evaluated = side_of(evaluation.pool, evaluation.clips, parts, "evaluation-signs")
     among, against = GrowingFinder(streams, search, totals), GrowingFinder(evaluated, search, [len(evaluation.clips)])
     found, alike, searched = [own.pairs], [held_out.pairs], 0
+    # A mirrored copy of a clip that leaks is itself like the evaluation clip: chains of mirrored pairs need no search.
+    linked = loose.model_copy(update={"mirrored": strict.mirrored})
 
     def heard(former: int) -> Callable[..., None] | None:
         return (lambda done, _: progress(former + done, len(pool.firsts))) if progress else None
@@ -58,7 +60,7 @@ def find_pool_pairs(
         rows = np.arange(totals[number - 1] if number else 0, total)
         if number >= own.batches:
             found.append(find_pairs(
-                parts, f"{number:04d}", streams, rows, streams, lambda total=total: among.up_to(total), search, strict, loose,  # type: ignore[misc]
+                parts, f"{number:04d}", streams, rows, streams, lambda total=total: among.up_to(total), search, strict, linked,  # type: ignore[misc]
                 heard(int(rows[0]) if len(rows) else 0),
             ))  # fmt: skip
             searched += len(rows)
