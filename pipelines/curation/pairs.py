@@ -142,7 +142,7 @@ class GrowingFinder:
         """The finder over the first `total` clips (one of the totals; ascending from call to call)."""
         wanted = self._trained[total]
         if self._finder is None or self._finder.trained_on != wanted:
-            self._finder = Finder(self._side.vectors(np.arange(1)).shape[1] + self._side.signs.rhythms.shape[1], self._config)
+            self._finder = Finder(self._side.search_by(np.arange(1), self._config)[0].shape[1], self._config)
             if wanted:
                 self._finder.train(wanted, lambda rows: self._side.search_by(rows, self._config))
         for start in range(len(self._finder), total, SIGN_ROWS):

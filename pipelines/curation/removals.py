@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -71,7 +71,8 @@ class Removals:
     ) -> None:
         """Clips `rows` of the pool that went; NaN where there is no distance."""
         self._rows.append(rows)
-        for name, values in zip(self._columns, ([reason.value for reason in reasons], twins, similarity, distance, details), strict=True):
+        columns: list[Iterable[Any]] = [[reason.value for reason in reasons], twins, similarity, distance, details]
+        for name, values in zip(self._columns, columns, strict=True):
             self._columns[name].extend(values)
 
     def __len__(self) -> int:
