@@ -1,8 +1,10 @@
 """Distinct clips: all batches merged, without duplicates and without clips that leak the targets' evaluation splits.
 
 Duplicates go by a greedy star cover: every removed clip is a direct neighbour of a clip that is kept, so no chain of
-small differences removes a clip unlike anything that stays. Leaks go by components, where removing more is wanted. The
-result depends on the batches alone: a better copy that comes later takes an older one's place, as from scratch.
+small differences removes a clip unlike anything that stays. Two copies of one film may be less like each other than both
+are like the film: clips that a chain of pairs links are neighbours by the looser rule already. Leaks go by components,
+where removing more is wanted. The result depends on the batches alone: a better copy that comes later takes an older
+one's place, as from scratch.
 """
 
 from __future__ import annotations
@@ -19,6 +21,9 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from pipelines.checks import Check
 from pipelines.curation.cover import component_cover, star_cover
@@ -34,7 +39,7 @@ from pipelines.errors import InputError, Removal
 from pipelines.identity import file_sha256
 from pipelines.parts import open_parts
 from pipelines.schemas import CLIPS, REMOVALS, read_table, write_table
-from pipelines.video.fingerprint import CELLS, PICTURES
+from pipelines.video.fingerprint import CELLS, PICTURES, bar_boxes
 
 logger = logging.getLogger("tubelet.curation")
 
@@ -87,7 +92,7 @@ def build_distinct(
         found = find_pool_pairs(parts, pool, evaluation, config.search, config.duplicate, config.leak, previous, progress)
         cost = parts.cost(len(pool), "clips")
     leaks = find_leaks(pool, evaluation, found.evaluation, found.pool)
-    removals = removed_clips(pool, evaluation, leaks, found.pool.take(found.pool.strict), config)
+    removals = removed_clips(pool, evaluation, leaks, found.pool.take(within_copies(found.pool, len(pool.firsts))), config)
     keep = pool.live.copy()
     keep[removals.rows] = False
     write_distinct(folder, pool, [batches[key][0] for key in pool.keys], np.flatnonzero(keep))
@@ -107,12 +112,31 @@ def build_distinct(
     }  # fmt: skip
 
 
-def quality_order(pool: ClipPool) -> Rows:
-    """Clips best first: higher resolution, then longer, then of a known licence, then by clip_id and path."""
-    area = pool.column("width").astype(np.int64) * pool.column("height")
+def within_copies(pairs: Pairs, streams: int) -> Rows:
+    """Numbers of the pairs whose two streams are copies: by the strict rule, or by the loose one and a chain of strict pairs."""
+    strict = pairs.take(pairs.strict)
+    links = coo_array((np.ones(len(strict.first), bool), (strict.first, strict.second)), shape=(streams, streams))
+    component = connected_components(links, directed=False)[1]
+    return np.flatnonzero(pairs.strict | (component[pairs.first] == component[pairs.second]))
+
+
+def picture_shares(pool: ClipPool, streams: Rows) -> NDArray[np.float64]:
+    """(S,) share of each stream's picture that no black bars take, as far as it is one of `streams`; else 1."""
+    share = np.ones(len(pool.firsts))
+    for start in range(0, len(streams), WRITE_ROWS):
+        rows = streams[start : start + WRITE_ROWS]
+        top, bottom, left, right = bar_boxes(pool.looks.take(pool.firsts[rows])).T
+        share[rows] = (bottom - top) * (right - left) / CELLS**2
+    return share
+
+
+def quality_order(pool: ClipPool, compared: Rows) -> Rows:
+    """Clips best first: larger picture (without bars, among the `compared` streams), then longer (containers keep time to
+    0.01 s at best), then of a known licence, then by clip_id and path."""
+    area = pool.column("width").astype(np.int64) * pool.column("height") * picture_shares(pool, compared)[pool.stream]
     unknown = pc.equal(pc.fill_null(pool.table.column("licence"), ""), "")
     ranked = pa.table({
-        "area": -area, "length": -np.round(pool.seconds, 3), "unknown": unknown.cast(pa.int8()),
+        "area": -area, "length": -np.round(pool.seconds, 2), "unknown": unknown.cast(pa.int8()),
         "clip_id": pool.table.column("clip_id"), "path": pool.table.column("path"),
     })  # fmt: skip
     return pc.sort_indices(ranked, sort_keys=[(name, "ascending") for name in ranked.column_names]).to_numpy().astype(np.int64)
@@ -154,7 +178,7 @@ def _remove_leaks(removals: Removals, pool: ClipPool, evaluation: Evaluation, le
 
 def _remove_duplicates(removals: Removals, pool: ClipPool, pairs: Pairs, free: Any, config: DuplicatesConfig) -> None:
     """The best clip of every stream stands for it; streams are covered by streams."""
-    order = quality_order(pool)
+    order = quality_order(pool, np.unique(np.concatenate([pairs.first, pairs.second])))
     order = order[free[order]]
     streams, place = np.unique(pool.stream[order], return_index=True)
     best = np.full(len(pool.firsts), -1, np.int64)

@@ -235,6 +235,18 @@ def test_a_known_licence_is_preferred_among_equals(world: dict[str, Any], tmp_pa
     assert {row["licence"] for row in read_table(tmp_path / "out" / "clips.parquet", CLIPS).to_pylist()} == {"CC-BY-4.0"}
 
 
+def test_black_bars_do_not_make_a_copy_the_better_one(world: dict[str, Any], tmp_path: Path) -> None:
+    barred = tmp_path / "barred.mp4"
+    source = world["root"] / "film_4.mp4"
+    subprocess.run([ffmpeg_binary(), "-y", "-loglevel", "error", "-i", str(source), "-vf", "pad=iw:ih+64:0:32:black", str(barred)], check=True)
+    batches = {**world["batches"], "pool-0003": ingest(tmp_path, "pool-0003", [barred])}
+    (tmp_path / "out").mkdir()
+    distinct(world, tmp_path / "out", batches=batches)
+    gone = [row["clip_id"] for row in removals_of(tmp_path / "out")]
+    assert read_table(batches["pool-0003"][0] / "clips.parquet", CLIPS).column("clip_id")[0].as_py() in gone
+    assert str(source) in read_table(tmp_path / "out" / "clips.parquet", CLIPS).column("path").to_pylist()
+
+
 def test_vectors_of_another_encoder_are_refused(world: dict[str, Any], tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(world["targets"][1], other)

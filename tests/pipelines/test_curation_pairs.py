@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipelines.curation.duplicates import DuplicatesConfig, build_distinct
+from pipelines.curation.duplicates import DuplicatesConfig, build_distinct, within_copies
 from pipelines.curation.embedding import unit_rows, write_vectors
 from pipelines.curation.leaks import find_leaks, open_evaluation
 from pipelines.curation.merging import open_pool, stream_spans
 from pipelines.curation.neighbours import Finder, SearchConfig, search_vectors, trained_on
-from pipelines.curation.pairs import PairRules, shorter_share
+from pipelines.curation.pairs import PairRules, Pairs, shorter_share
 from pipelines.curation.pool_pairs import find_pool_pairs
 from pipelines.curation.verification import LookRule, agreement, rhythm_of, same_footage
 from pipelines.errors import Removal
@@ -120,6 +120,14 @@ def test_every_removed_clip_has_a_kept_twin_with_a_verified_pair(tmp_path: Path)
     assert same_footage(agreement(first, second), np.ones(len(removals)), LookRule()).all()
     cosines = np.einsum("ij,ij->i", vectors_of(first), vectors_of(second))
     assert np.allclose(cosines, [row["similarity"] for row in removals], atol=1e-5) and (cosines >= 1 - PairRules().eps).all()
+
+
+def test_clips_that_a_chain_of_pairs_links_are_copies_by_the_looser_rule() -> None:
+    first, second = np.array([0, 1, 0, 3, 4]), np.array([1, 2, 2, 4, 0])
+    strict = np.array([True, True, False, True, False])
+    measured = np.zeros(5, np.float32)
+    pairs = Pairs(first, second, measured, measured, measured, measured, np.zeros(5, np.int16), strict, np.zeros(5, bool))
+    assert within_copies(pairs, 6).tolist() == [0, 1, 2, 3]  # 0-2 by way of 1; nothing strict links 3 and 4 to 0
 
 
 def test_components_remove_more_with_a_looser_rule_and_eps_0_only_equal_vectors(tmp_path: Path) -> None:
