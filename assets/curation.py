@@ -178,12 +178,14 @@ def plan_distinct_clips(store: Store, config: StageConfig) -> Plan:
     batches = embedded_batches(store)
     targets, target_vectors = store.current("target_videos"), store.current("target_embeddings")
     superseded = {key: paths for key, paths in registry.superseded(store).items() if key in batches}
+    former = store.latest("distinct_clips")  # no input: its pairs are taken over where they would be found again
 
     def build(task: Task) -> dict[str, Any]:
         folders = {batch: (found.path, vectors.path) for batch, (found, vectors) in batches.items()}
         summary = duplicates.build_distinct(
-            task.folder, folders, targets.path, target_vectors.path, settings, superseded, work=task.work_folder, progress=task.progress
-        )
+            task.folder, folders, targets.path, target_vectors.path, settings, superseded,
+            previous=former.path if former else None, work=task.work_folder, progress=task.progress,
+        )  # fmt: skip
         digests = {batch: vectors.digest for batch, (_, vectors) in batches.items()}
         draw_contact_removed(task.folder / "contact_removed.png", task.folder, [clips for clips, _ in folders.values()], targets.path)
         return {**summary, "batches": len(digests), "batch_digests": digests, "pictures": ["contact_removed.png"]}
@@ -251,13 +253,10 @@ def codebook_to_keep(store: Store, inputs: list[Artefact], wanted: dict[str, Any
     When the current one was made from just these inputs and options, it is what it was made from itself: asking twice for
     the same clusters is one request.
     """
-    try:
-        current = store.current("clip_clusters")
-    except MissingArtefact:
-        return None
+    current = store.latest("clip_clusters")
+    if current is None or "base" not in current.config:
+        return None  # none yet, or one of an older version, which kept no statistics
     made_from = {item.key: item.digest for item in inputs}
-    if "base" not in current.config:
-        return None  # of an older version, which kept no statistics
     if current.inputs == made_from and {name: current.config[name] for name in wanted} == wanted:
         path = current.config["base_path"]
         return store.load(store.root / path) if path else None

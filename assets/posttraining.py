@@ -65,7 +65,7 @@ def plan_world_model(store: Store, recipe_name: str, config: PosttrainConfig) ->
 
 @dg.asset(
     deps=[cooled_encoder, dg.AssetDep(robot_episodes, partition_mapping=dg.AllPartitionMapping())],
-    partitions_def=recipes, group_name="robot", owners=["team:robotics"], kinds={"pytorch"}, code_version="1", pool=POOL,
+    partitions_def=recipes, group_name="robot", owners=["team:robotics"], kinds={"pytorch"}, code_version="2", pool=POOL,
     check_specs=blocking("world_model", "finite", "uses_actions"),
 )  # fmt: skip
 def world_model(

@@ -20,6 +20,7 @@ from models.action_predictor import ActionConditionedPredictor, ActionPredictorC
 from models.encoder import layer_norm_features
 from pipelines.pretraining.masks import Masks
 from pipelines.pretraining.objective import JEPA, strategy_losses, target_tokens
+from pipelines.training.muon import Muon
 
 
 def encoder_contests(quick: bool, official: Path | None) -> Iterator[Contest]:
@@ -90,6 +91,30 @@ def step_contest(setting: Setting, official: Path | None) -> Contest:
         share=setting.share,
         flops=setting.step_flops(),
     )
+
+
+def optimizer_contests(_quick: bool, _official: Path | None) -> Iterator[Contest]:
+    """One Muon update of the matrices of nano's action-conditioned predictor; torch's orthogonalises in bfloat16."""
+    shapes = 2 * [(288, 96), (96, 96), (384, 96), (96, 384)]
+    random = torch.Generator().manual_seed(0)
+    made = [torch.randn(shape, generator=random) for shape in shapes]
+    kinds: dict[str, Any] = {"ours": Muon, "torch.optim.Muon": torch.optim.Muon}
+    held = {name: [value.clone().requires_grad_() for value in made] for name in kinds}
+    contestants: dict[str, Callable[[], Any]] = {}
+    for name, values in held.items():
+        for value in values:
+            value.grad = torch.randn(value.shape, generator=random.manual_seed(1))
+        contestants[name] = kinds[name](values, weight_decay=0.0).step
+
+    def check() -> str:
+        for run in contestants.values():
+            run()
+        moved = [torch.cat([(value.detach() - start).flatten() for value, start in zip(values, made, strict=True)]) for values in held.values()]
+        apart = float((moved[0] - moved[1]).norm() / moved[0].norm())
+        assert apart < 0.03, apart
+        return f"{apart:.1e} of the update, of bfloat16"
+
+    yield Contest(name="Muon, nano predictor", contestants=contestants, check=check)
 
 
 def step_losses(subject: Subject, official: Path | None) -> Losses:

@@ -1,6 +1,6 @@
 """Speed of models/ beside other implementations of the same networks, on the same weights, in one run.
 
-    python benchmarks/models.py                       encoder, pretraining step and rollouts; a GPU's part if there is one
+    python benchmarks/models.py                       encoder, pretraining step, Muon and rollouts; a GPU's part if there is one
     python benchmarks/models.py --quick --only step   a first look in about a minute
     python benchmarks/models.py --official PATH       a checkout of facebookresearch/vjepa2 takes part as well
 
@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from benchmarks.contests import encoder_contests, rollout_contests, step_contests, step_losses
+from benchmarks.contests import encoder_contests, optimizer_contests, rollout_contests, step_contests, step_losses
 from benchmarks.gpu import gpu_contests, measured_peak, nominal_peak
 from benchmarks.subjects import LARGE, SMALL, Setting, Subject, step
 from benchmarks.timing import CLOCKS, Contest, Result, header, hold, lines, machine, plot, write_json
@@ -29,6 +29,7 @@ from benchmarks.timing import CLOCKS, Contest, Result, header, hold, lines, mach
 PARTS: dict[str, Callable[[bool, Path | None], Iterator[Contest]]] = {
     "encoder": encoder_contests,
     "step": step_contests,
+    "optimizer": optimizer_contests,
     "rollout": rollout_contests,
     "gpu": gpu_contests,
 }

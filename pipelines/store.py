@@ -266,6 +266,13 @@ class Store:
             )  # fmt: skip
         return artefact
 
+    def latest(self, asset: str) -> Artefact | None:
+        """The current artefact of an asset without partitions, or None before there is one."""
+        try:
+            return self.current(asset)
+        except MissingArtefact:
+            return None
+
 
 def local_folder(root: str | Path) -> Path:
     """`root` as an absolute path; raises `StoreError` for a URL of another machine."""

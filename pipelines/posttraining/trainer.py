@@ -23,6 +23,7 @@ from pipelines.posttraining.features import FrameFeatures
 from pipelines.posttraining.objective import one_step_loss, sequence_losses
 from pipelines.recipes import PosttrainRecipe
 from pipelines.training import checkpoint
+from pipelines.training.muon import Muon
 from pipelines.training.schedule import learning_rate
 
 Optimizer = Literal["adamw", "muon"]
@@ -62,7 +63,7 @@ def optimizers(
     groups = [{"params": others, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     made: list[tuple[torch.optim.Optimizer, float]] = [(torch.optim.AdamW(groups, fused=True), 1.0)]
     if matrices:
-        made.append((torch.optim.Muon(matrices, weight_decay=0.0), MUON_RATE))
+        made.append((Muon(matrices), MUON_RATE))
     return made
 
 

@@ -6,7 +6,6 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.errors import MissingArtefact
 from pipelines.lineage.tree import inputs_of
 from pipelines.store import MANIFEST, Artefact, Store
 
@@ -44,13 +43,13 @@ def chain_of(store: Store, head: Artefact | None = None) -> Chain:
 
     Raises `MissingArtefact` when something that it was made from is gone from the store.
     """
-    head = head or next((found for asset in HEADS if (found := current(store, asset)) is not None), None)
+    head = head or next((found for asset in HEADS if (found := store.latest(asset)) is not None), None)
     made_from = {item.asset: item for item in inputs_of(store, head)} if head else {}
     if head is not None:
         made_from[head.asset] = head  # an incremental stage also has its own predecessor among its inputs
 
     def one(asset: str) -> Artefact | None:
-        return made_from.get(asset) or current(store, asset)
+        return made_from.get(asset) or store.latest(asset)
 
     def batches(asset: str, users: list[Artefact]) -> dict[str, Artefact]:
         used = {item.partition: item for user in users for item in inputs_of(store, user) if item.asset == asset}
@@ -60,25 +59,17 @@ def chain_of(store: Store, head: Artefact | None = None) -> Chain:
     clips, embeddings = (batches(asset, [distinct] if distinct else []) for asset in ("clips", "clip_embeddings"))
     videos = batches("videos", list(clips.values()))
     chosen = head if head is not None and head.asset == HEADS[0] else None
-    shards = current(store, "training_shards")
+    shards = store.latest("training_shards")
     if shards is not None and (chosen is None or shards.inputs.get(chosen.key, chosen.digest) != chosen.digest):
         shards = None
     stages = {asset: one(asset) for asset in ("target_videos", "target_embeddings", "distinct_clips", "clip_clusters")}
-    newest = {asset: current(store, asset) for asset in (*stages, HEADS[0])}
+    newest = {asset: store.latest(asset) for asset in (*stages, HEADS[0])}
     used = {**stages, HEADS[0]: chosen}
     newer = tuple(asset for asset, found in newest.items() if found is not None and (mine := used[asset]) and found.digest != mine.digest)
     return Chain(
         videos, clips, embeddings, stages["target_videos"], stages["target_embeddings"], stages["distinct_clips"],
         stages["clip_clusters"], chosen, shards, tuple(sorted({*store.partitions("videos"), *store.partitions("clips")} - {*clips})), newer,
     )  # fmt: skip
-
-
-def current(store: Store, asset: str) -> Artefact | None:
-    """The current artefact of an asset without partitions, or None before there is one."""
-    try:
-        return store.current(asset)
-    except MissingArtefact:
-        return None
 
 
 def folders(stage: dict[str, Artefact]) -> list[Path]:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipelines.curation.report.chain import Chain, created, current
+from pipelines.curation.report.chain import Chain, created
 from pipelines.curation.report.losses import Row, find_clips
 from pipelines.curation.report.pool import GROUPS, UNKNOWN
 from pipelines.curation.report.sides import Side, common_clusters, credits_of, videos_of
@@ -104,7 +104,7 @@ class Comparison:
 
 def curations(store: Store) -> list[Curation]:
     """Every selection in the store, newest first."""
-    used = current(store, ASSET)
+    used = store.latest(ASSET)
     found = [store.load(path.parent) for path in (store.root / "artefacts" / ASSET).glob("*/[!.]*/" + MANIFEST)]
     listed = [Curation(item, created(item), store.is_validated(item), used is not None and item.path == used.path) for item in found]
     return sorted(listed, key=lambda item: (-item.created, item.artefact.digest))
