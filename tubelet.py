@@ -119,10 +119,11 @@ def build_app():  # type: ignore[no-untyped-def]
         kind: str | None = typer.Option(None, "--kind", help="folder, manifest, tars, kinetics, ssv2, coin, epic_kitchens, yt_temporal_1b; found out by itself where possible."),
         root: Path | None = root_option,
         name: str | None = typer.Option(None, "--name", help="Name of the source; default made from the path."),
-        licence: str = typer.Option("", "--licence", help="Of every video that has none of its own."),
-        uploader: str = typer.Option("", "--uploader", help="Of every video that has none of its own."),
+        licence: str | None = typer.Option(None, "--licence", help="Of every video that has none of its own; left out: as registered."),
+        uploader: str | None = typer.Option(None, "--uploader", help="Of every video that has none of its own; left out: as registered."),
         refit: bool = typer.Option(False, "--refit", help="Give up the frozen codebook and cluster anew."),
         shards: bool = typer.Option(False, "--shards", help="Also cut the selection into WebDataset shards."),
+        retry_poison: bool = typer.Option(False, "--retry-poison", help="Open files once more that hung or killed their worker every time."),
         dry_run: bool = typer.Option(False, "--dry-run", help="Forecast videos, hours, bytes and minutes from a sample; nothing is written."),
         store: Path | None = store_option,
     ) -> None:
@@ -133,7 +134,7 @@ def build_app():  # type: ignore[no-untyped-def]
 
         chosen = CurateOptions(
             root=store_root(), videos=videos, kind=kind, video_root=root, name=name, licence=licence, uploader=uploader,
-            targets="" if targets == "builtin" else targets, preset=preset, options=parse_options(options), refit=refit, shards=shards,
+            targets="" if targets == "builtin" else targets, preset=preset, options=parse_options(options), refit=refit, shards=shards, retry_poison=retry_poison,
         )  # fmt: skip
         if dry_run:
             typer.echo(forecast_text_of(chosen))

@@ -138,7 +138,7 @@ def _produce(
 
     rejected = plan.find(store) if plan.looks_outside else None
     if rejected is not None and not store.is_validated(rejected):
-        shutil.rmtree(rejected.path)
+        store.discard(rejected)
     artefact = store.produce(
         plan.asset, build, inputs=plan.inputs, config=plan.config, partition=plan.partition,
         code_version=plan.code_version,

@@ -50,7 +50,7 @@ def plan_clips(store: Store, batch: str, config: StageConfig) -> Plan:
         )
 
     return Plan(
-        "clips", build, lambda artefact: scenes.check_clips(artefact.path), inputs=[source], partition=batch,
+        "clips", build, lambda artefact: scenes.check_clips(artefact.path, min(1, source.summary["videos"])), inputs=[source], partition=batch,
         config=settings.model_dump(mode="json"), highlights=("clips", "rejected", "clip_seconds"), code_version=CODE_VERSION, in_parts=True,
     )  # fmt: skip
 
@@ -115,20 +115,27 @@ def embedded_batches(store: Store) -> dict[str, tuple[Artefact, Artefact]]:
 
 
 class TargetsConfig(dg.Config):
-    """`root` holds the target sets: a folder `<set>/{train,eval}/<label>/*`, or a YAML file that names them (see
-    pipelines/presets/targets); empty means the built-in ones, "none" no targets at all."""
+    """`root` holds the target sets: a folder `<set>/{train,eval}/<label>/*` (files right in train/ or eval/ have no label), or a
+    YAML file that names them (see pipelines/presets/targets); empty means the built-in ones, "none" no targets at all.
+
+    `preset` and `options` are those of the scenes, as for clips: evaluation files are cut as the pool is, to find them there.
+    """
 
     root: str = ""
     licence: str = ""
     workers: int = 2
+    preset: str = "nano"
+    options: dict[str, Any] = pydantic.Field(default={})
 
 
 def plan_target_videos(store: Store, config: TargetsConfig) -> Plan:
+    from pipelines.curation.recipe import stage_options
     from pipelines.sources import target_sets, targets
 
     root = Path(config.root) if config.root else targets_root(store)
     licence = config.licence if config.root else LICENCE
-    settings = targets.TargetsConfig(workers=config.workers, licence=licence)
+    scenes = stage_options(config.preset, "scenes", config.options)
+    settings = targets.TargetsConfig(workers=config.workers, licence=licence, scenes=scenes)
 
     def build(task: Task) -> dict[str, Any]:
         if config.root == NO_TARGETS:
@@ -138,7 +145,8 @@ def plan_target_videos(store: Store, config: TargetsConfig) -> Plan:
     digest = NO_TARGETS if config.root == NO_TARGETS else target_sets.root_digest(root)
     return Plan(
         "target_videos", build, lambda artefact: targets.check_target_videos(artefact.path),
-        config={"root": digest, "licence": licence}, highlights=("sets", "videos", "clips"), code_version=CODE_VERSION, in_parts=True,
+        config={"root": digest, "licence": licence, "scenes": scenes.model_dump(mode="json")}, highlights=("sets", "videos", "clips"),
+        code_version=CODE_VERSION, in_parts=True,
         looks_outside=True,
     )  # fmt: skip
 

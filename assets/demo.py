@@ -96,8 +96,9 @@ def prepare_sources(store: Store, options: DemoOptions) -> float:
     """
     if options.videos is not None:
         root = options.videos.expanduser().absolute()
-        insist_on_a_video(root)
-        registry.register_source(store, source_name(store, root), root, uploader="operator")
+        insist_on_a_video(store, root)
+        known = str(root) in {source.path for source in registry.list_sources(store)}
+        registry.register_source(store, source_name(store, root), root, uploader=None if known else "operator")
     started = time.monotonic()
     with Pulse("built-in corpus", "films") as pulse:
         register_corpus(store, options.corpus_scale, pulse.progress)
@@ -107,17 +108,24 @@ def prepare_sources(store: Store, options: DemoOptions) -> float:
     return seconds
 
 
-def insist_on_a_video(root: Path, kind: str | None = None, video_root: Path | None = None) -> None:
-    """Raise `InputError` unless one file of a folder, a manifest or tars decodes; stops at the first that does."""
+def insist_on_a_video(store: Store, root: Path, kind: str | None = None, video_root: Path | None = None) -> None:
+    """Raise `InputError` unless one file of a folder, a manifest or tars decodes; stops at the first that does.
+
+    A source with batches is not looked at again: their probes tell. What is poison is not opened here either.
+    """
     from pipelines.video.media import display_name
     from pipelines.video.probe import PROBE, probe_files
     from pipelines.video.workers import Crew
 
+    batched = {key.rpartition("-")[0] for key in registry.list_batches(store)}
+    if any(source.path == str(root) and source.name in batched for source in registry.list_sources(store)):
+        return
     rejects: list[dict[str, Any]] = []
+    poison = frozenset(registry.poison_list(store))
     with Crew(PROBE, 1) as crew:
         for file in kinds.describe_source(root, kind, video_root).files:
             problems = {file.path: file.problem} if file.problem else {}
-            probed = probe_files([file.path], batch="", source="", problems=problems, crew=crew)
+            probed = probe_files([file.path], batch="", source="", problems=problems, poison=poison, crew=crew)
             if probed.videos:
                 return
             rejects += probed.quarantine

@@ -2,8 +2,8 @@
 
     python -m benchmarks.curation_duplicates [--rows 100000 --scenes 25000]
 
-The pool has `rows` x 384 vectors and looks of many scenes, some met far more often than others, each clip with a motion of
-its own; one clip in fifty is a darker, noisier copy of another. The whole stage runs on one thread in a process of its own.
+The pool has `rows` x 384 vectors and looks of many scenes (four clips each where not told otherwise), each clip with a motion
+of its own; one clip in fifty is a darker, noisier copy of another. The whole stage runs on one thread in a process of its own.
 """
 
 from __future__ import annotations
@@ -67,14 +67,13 @@ def write_pool(root: Path, rows: int, scenes: int) -> None:
     down, across = np.mgrid[0:CELLS, 0:CELLS].astype(np.float32)
     backs = 120 + 35 * sum(wave[:, 0, None, None] * np.sin(down / 3 * wave[:, 1, None, None] + across / 4 * wave[:, 2, None, None]) for wave in waves.transpose(1, 0, 2))
     centres = random.standard_normal((scenes, DIMENSIONS), np.float32)
-    share = 1.0 / np.arange(1, scenes + 1) ** 0.7
     folder = root / "pool"
     folder.mkdir()
     all_vectors = np.lib.format.open_memmap(folder / "embeddings.npy", "w+", np.float32, (rows, DIMENSIONS))
     all_looks = np.lib.format.open_memmap(folder / "looks.npy", "w+", np.uint8, (rows, PICTURES, CELLS, CELLS))
     for start in tqdm(range(0, rows, CHUNK), desc="making clips", unit_scale=CHUNK, unit=" clips", disable=None):
         stop = min(rows, start + CHUNK)
-        looks, vectors = made_chunk(random, random.choice(scenes, stop - start, p=share / share.sum()), backs, centres)
+        looks, vectors = made_chunk(random, random.integers(0, scenes, stop - start), backs, centres)
         copies = np.arange(COPY_EVERY - 1, stop - start, COPY_EVERY)
         looks[copies], vectors[copies] = copies_of(random, looks[copies - 1], vectors[copies - 1])
         all_looks[start:stop], all_vectors[start:stop] = looks, vectors

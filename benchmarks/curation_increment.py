@@ -113,7 +113,7 @@ def _from_scratch(folder: Path, distinct: Path) -> None:
     leaves = Codebook.load(folder).leaves
     vectors = np.load(distinct / "embeddings.npy", mmap_mode="r")
     found = nearest_leaf(np.asarray(vectors), leaves)
-    LeafStatistics.of(vectors, found.leaf, (1 - found.cosine).astype(np.float32), len(leaves))
+    LeafStatistics.empty(*leaves.shape).add(vectors, found.leaf, (1 - found.cosine).astype(np.float32))
 
 
 def _unit(vectors: Any) -> Any:

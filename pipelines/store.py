@@ -165,7 +165,7 @@ class Store:
         final = self.folder("artefacts", asset, partition, identity)
         if (final / MANIFEST).exists():
             return self.load(final, reused=True)
-        draft = final.with_name(f".draft-{identity}-{uuid.uuid4().hex[:8]}")
+        draft = _draft_of(final)
         started = time.monotonic()
         try:
             with self.writing():
@@ -205,6 +205,19 @@ class Store:
             path=path, summary=manifest["summary"], inputs=manifest["inputs"], config=manifest["config"],
             seconds=manifest["seconds"], reused=reused,
         )  # fmt: skip
+
+    def made(self, asset: str, partition: str | None = None) -> list[Artefact]:
+        """Every complete artefact of one partition, accepted or not, in the order they were made; a draft is none."""
+        folder = self.root / "artefacts" / asset / (partition or NO_PARTITION)
+        manifests = folder.glob(f"[!.]*/{MANIFEST}")
+        return [self.load(path.parent) for path in sorted(manifests, key=lambda path: json.loads(path.read_text())["created"])]
+
+    def discard(self, artefact: Artefact) -> None:
+        """Remove an artefact. It becomes a draft first: after a kill it is no artefact any more, nor half of one."""
+        draft = _draft_of(artefact.path)
+        with self.writing():
+            os.rename(artefact.path, draft)
+            shutil.rmtree(draft)
 
     def inputs_of(self, artefact: Artefact) -> list[Artefact]:
         """The artefacts this one was made from, read from files alone."""
@@ -272,6 +285,11 @@ class Store:
             return self.current(asset)
         except MissingArtefact:
             return None
+
+
+def _draft_of(final: Path) -> Path:
+    """A free name beside an artefact's folder, under which `produce` finds and removes what a kill left."""
+    return final.with_name(f".draft-{final.name}-{uuid.uuid4().hex[:8]}")
 
 
 def local_folder(root: str | Path) -> Path:

@@ -15,12 +15,26 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipelines.curation.demand import Demand
-from pipelines.curation.quotas import Cells, Index, Law, Quota, Room, Vector, insist_on_room, nearest_law, sums_by
+from pipelines.curation.placing import placed
+from pipelines.curation.quotas import (
+    Cells,
+    Index,
+    Law,
+    Quota,
+    Room,
+    Vector,
+    insist_on_floors,
+    insist_on_room,
+    nearest_law,
+    sums_by,
+)
 from pipelines.curation.selection import UNIFORM, SelectionConfig
 from pipelines.curation.whole_draws import repeats_of, whole_draws
+from pipelines.errors import InputError
 from pipelines.identity import stable_seed
 
 Keys = NDArray[np.uint64]
+PLACED = 1e-7  # share of the draws, of which the programme for the rest may be off
 
 
 @dataclass(frozen=True)
@@ -124,31 +138,46 @@ def allot(candidates: Candidates, demand: Demand | None, config: SelectionConfig
     floors = (config.target_floor if targets else 0.0) * asked[:-1].sum(axis=1)
     cells, quotas = divide(candidates, config, draws)
     room = cells.size.astype(np.float64) * (np.inf if config.cap is None else config.cap)
-    insist_on_room(np.where(asked.sum(axis=0)[cells.cluster] > 0, room, 0.0), quotas, draws, float(ceilings[:-1].sum()) if mix == 0 else np.inf)
+    open_ = Room(np.where(asked.sum(axis=0)[cells.cluster] > 0, room, 0.0), tuple(quota.ceilings(draws) for quota in quotas))
+    insist_on_room(open_.cells, quotas, draws, float(ceilings[:-1].sum()) if mix == 0 else np.inf)
     names = (config.asker,) if demand is None else (*demand.names, UNIFORM)
-    whole = Room(room, tuple(quota.ceilings(draws) for quota in quotas))
-    law = _two_parts(asked, cells, quotas, whole, draws, floors, ceilings[:-1], names)
+    law = _two_parts(asked, cells, quotas, open_, draws, floors, ceilings[:-1])
+    law = _completed(law, cells, quotas, open_, ceilings, draws)
+    insist_on_floors(floors, (law.credit @ sums_by(cells.cluster, law.draws, asked.shape[1]))[:-1], draws, names)
     return Allotment(names, asked, cells, room, quotas, ceilings, law, draws)
 
 
 def _two_parts(
-    asked: Vector, cells: Cells, quotas: Sequence[Quota], room: Room, draws: int, floors: Vector, ceilings: Vector, names: Sequence[str]
+    asked: Vector, cells: Cells, quotas: Sequence[Quota], room: Room, draws: int, floors: Vector, ceilings: Vector
 ) -> Law:
     """The law of the targets, beside the uniform part (last row of `asked`), and of the uniform part in what they leave."""
     alike = cells.size * (asked[-1].sum() / cells.size.sum())
-    mixed = bool(asked[-1].any())
-    targets = nearest_law(
-        asked[:-1], cells, quotas, room.less(alike, quotas), float(asked[:-1].sum()), floors, ceilings, names[:-1], partial=mixed
-    )  # fmt: skip
-    if not mixed:
+    targets = nearest_law(asked[:-1], cells, quotas, room.less(alike, quotas), float(asked[:-1].sum()), floors, ceilings)
+    if not asked[-1].any():
         return replace(targets, credit=np.vstack([targets.credit, np.zeros(asked.shape[1])]), lift=np.append(targets.lift, 1.0))
-    rest = nearest_law(asked[-1:], cells, quotas, room.less(targets.draws, quotas), draws - float(targets.draws.sum()), names=names[-1:])
+    rest = nearest_law(asked[-1:], cells, quotas, room.less(targets.draws, quotas), draws - float(targets.draws.sum()))
     paid = [targets.credit * sums_by(cells.cluster, targets.draws, asked.shape[1]), rest.credit * sums_by(cells.cluster, rest.draws, asked.shape[1])]
     credit = np.vstack(paid)
     credit = np.divide(credit, credit.sum(axis=0), out=np.zeros_like(credit), where=credit.sum(axis=0) > 0)
+    credit[-1, ~credit.any(axis=0)] = 1.0  # for draws that are moved there
     return Law(
         targets.draws + rest.draws, credit, targets.scale, np.append(targets.lift, rest.scale), max(targets.rounds, rest.rounds),
         max(targets.residual, rest.residual),
+    )  # fmt: skip
+
+
+def _completed(law: Law, cells: Cells, quotas: Sequence[Quota], room: Room, ceilings: Vector, draws: int) -> Law:
+    """The law with the draws that are still without a place, for which others may have to move; raises `InputError` if there is none."""
+    if law.draws.sum() >= draws * (1 - PLACED):
+        return law
+    limits, shares = list(zip(quotas, room.groups, strict=True)), law.paid(cells, ceilings)
+    moved = placed(law.draws, law.draws, room.cells, limits, shares, draws, whole=False)
+    if moved.sum() >= draws * (1 - PLACED):
+        return replace(law, draws=moved * (draws / moved.sum()))
+    full = [quota.name for quota, limit in limits if (quota.sums(moved) > limit * (1 - PLACED)).any()] + ["target_max"] * bool(shares)
+    raise InputError(
+        "the quotas contradict each other", expected=f"room for {draws} draws", found=f"room for {moved.sum():.1f}; {', '.join(full)} bind together",
+        remedy=f"raise one of {', '.join(full)} or repeat_cap, lower draws, or set uniform_mix above 0",
     )  # fmt: skip
 
 
@@ -161,7 +190,7 @@ def divide(candidates: Candidates, config: SelectionConfig, draws: int) -> tuple
     if config.uploader_share is not None:
         # Who has too few clips to reach the limit is left out: there may be a million uploaders, and few that matter.
         most = np.bincount(uploader.codes, minlength=len(uploader.names)) * (np.inf if config.cap is None else config.cap)
-        bound = (most > np.floor(config.uploader_share * draws)) & (np.array(uploader.names) != "")
+        bound = (most > config.uploader_share * draws) & (np.array(uploader.names) != "")
         number = np.where(bound, np.cumsum(bound) - 1, -1)
         codes.append(number[uploader.codes])
         drafts.append(("uploader_share", [uploader.names[row] for row in np.flatnonzero(bound)], np.full(bound.sum(), config.uploader_share)))

@@ -21,11 +21,10 @@ PAIRS = 4096  # pairs measured in float64 at a time
 
 @dataclass(frozen=True)
 class Nearest:
-    """`leaf` (N,) int64; `cosine` (N,) float64 to it; `runner_up` (N,) float64, the cosine to the next leaf (-1: none)."""
+    """`leaf` (N,) int64; `cosine` (N,) float64 to it."""
 
     leaf: NDArray[np.int64]
     cosine: NDArray[np.float64]
-    runner_up: NDArray[np.float64]
 
 
 def nearest_leaf(vectors: NDArray[np.float32], leaves: NDArray[np.float32]) -> Nearest:
@@ -36,8 +35,8 @@ def nearest_leaf(vectors: NDArray[np.float32], leaves: NDArray[np.float32]) -> N
     """
     blocks = [_block(np.ascontiguousarray(vectors[start : start + BLOCK]), leaves) for start in range(0, len(vectors), BLOCK)]
     if not blocks:
-        return Nearest(np.empty(0, np.int64), np.empty(0), np.empty(0))
-    return Nearest(*(np.concatenate([getattr(block, name) for block in blocks]) for name in ("leaf", "cosine", "runner_up")))
+        return Nearest(np.empty(0, np.int64), np.empty(0))
+    return Nearest(np.concatenate([block.leaf for block in blocks]), np.concatenate([block.cosine for block in blocks]))
 
 
 def cosines(vectors: NDArray[np.float32], rows: NDArray[np.int64], leaves: NDArray[np.float32], numbers: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -60,22 +59,16 @@ def _block(vectors: NDArray[np.float32], leaves: NDArray[np.float32]) -> Nearest
         near, proposed = index.search(vectors, wanted)  # (N, wanted) float32 cosines, falling, and their leaves
     # Two float32 dot products of unit rows can each be off by D * 2^-24, in whatever order they were summed.
     window = 2.0 * size * 2.0**-24
-    last = min(1, wanted - 1)  # the runner-up is measured too
-    unsure = near >= near[:, last : last + 1] - window
+    unsure = near >= near[:, :1] - window
     exact = np.full(near.shape, -np.inf)
     rows, ranks = np.nonzero(unsure)
     exact[rows, ranks] = cosines(vectors, rows, leaves, proposed[rows, ranks])
-    order = np.lexsort((proposed, -exact), axis=1)
-    leaf = np.take_along_axis(proposed, order[:, :1], axis=1)[:, 0].astype(np.int64)
-    ranked = np.take_along_axis(exact, order, axis=1)
-    best, second = ranked[:, 0].copy(), ranked[:, last].copy()
-    if last == 0:
-        second[:] = -1.0
+    first = np.lexsort((proposed, -exact), axis=1)[:, :1]
+    leaf = np.take_along_axis(proposed, first, axis=1)[:, 0].astype(np.int64)
+    best = np.take_along_axis(exact, first, axis=1)[:, 0]
     if wanted < count:
-        for row in np.flatnonzero(unsure.all(axis=1)):  # rare: nine or more leaves as good as equal, say copies of one
+        for row in np.flatnonzero(unsure.all(axis=1)):  # rare: eight or more leaves as good as equal, say copies of one
             measured = cosines(vectors, np.full(count, row), leaves, np.arange(count))
             leaf[row] = measured.argmax()
             best[row] = measured[leaf[row]]
-            measured[leaf[row]] = -np.inf
-            second[row] = measured.max()
-    return Nearest(leaf, best, second)
+    return Nearest(leaf, best)

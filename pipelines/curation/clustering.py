@@ -1,6 +1,6 @@
 """Clusters: a hierarchical codebook over the distinct clips, and where the clips and the target sets fall in it.
 
-V-JEPA 2 used 1.5 M flat clusters for 316 M scenes, some 200 scenes each; a small pool needs a few clips each. Retrieval
+V-JEPA 2 used 1.5 M flat clusters for 316 M scenes, some 200 scenes each; a small pool needs a few clips each (`ClustersConfig`). Retrieval
 works on the leaves; upper levels serve balanced sampling, and people who look at the pool.
 """
 
@@ -42,8 +42,8 @@ def build_clusters(
     """Cluster the distinct clips into `folder`: the codebook's files, assignments.parquet, target_assignments.parquet,
     representatives.json, cluster_map.png, objective.json (every pass of every k-means).
 
-    Every level, resampling round and batch of assignments is a part in `work`. Raises `InputError` when there is no clip,
-    fewer clips than leaves, or the targets are of another encoder. Returns the summary.
+    Every level, resampling round and batch of assignments is a part in `work`. Raises `InputError` when there is no clip, or
+    the targets are of another encoder. Returns the summary.
     """
     started = time.monotonic()
     config = config or ClustersConfig()

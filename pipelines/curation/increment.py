@@ -142,7 +142,8 @@ def _follow(run: Run, frozen: Frozen, previous_folder: Path) -> dict[str, Any]:
     novelty, appended = _novelty(pool, frozen, config)
     wear = wear_of(basis.fit_counts, basis.fit_digest, statistics, pool.distance[pool.novel])
     settings = basis.changes(run.cluster.model_dump(mode="json"))
-    findings = Findings(len(clip_ids), len(pool.new), len(pool.gone), wear, novelty, measured, demand, settings)
+    fit_sizes, sizes = (run.cluster.sizes(clips) for clips in (basis.fitted, len(clip_ids)))
+    findings = Findings(len(clip_ids), len(pool.new), len(pool.gone), wear, novelty, measured, demand, settings, fit_sizes, sizes)
     decision = decide(findings, config)
     report = {
         **compared, "statistics": {name: found.described(name) for name, found in {**measured, "targets": demand}.items()},

@@ -61,13 +61,6 @@ class LeafStatistics:
             np.zeros((leaves, BINS), np.int32),
         )  # fmt: skip
 
-    @classmethod
-    def of(cls, vectors: NDArray[np.float32], leaf: NDArray[np.int64], distance: Distances, leaves: int) -> LeafStatistics:
-        """Statistics from scratch: vectors (N, D) (a memory map will do), their leaves (N,) and distances (N,)."""
-        found = cls.empty(leaves, vectors.shape[1])
-        found.add(vectors, leaf, distance)
-        return found
-
     def add(self, vectors: NDArray[np.float32], leaf: NDArray[np.int64], distance: Distances, sign: int = 1) -> None:
         """Count clips in (`sign` 1) or out again (-1). Raises `InputError` when clips that were never in go out."""
         self.add_members(vectors, leaf, sign)
@@ -122,19 +115,9 @@ class LeafStatistics:
             np.pad(self.digests, ((0, more), (0, 0))),
         )  # fmt: skip
 
-    def merged(self, other: LeafStatistics) -> LeafStatistics:
-        """Statistics of both sets of clips together."""
-        return LeafStatistics(
-            self.counts + other.counts, self.sums + other.sums, self.squares + other.squares, self.digests + other.digests
-        )
-
     def tables(self) -> dict[str, NDArray[np.int64] | NDArray[np.int32]]:
         """The arrays by name, as they are stored."""
         return {"counts": self.counts, "sums": self.sums, "squares": self.squares, "digests": self.digests}
-
-    def equals(self, other: LeafStatistics) -> bool:
-        """Whether every number agrees."""
-        return all(np.array_equal(mine, theirs) for mine, theirs in zip(self.tables().values(), other.tables().values(), strict=True))
 
     def resultants(self) -> NDArray[np.float64]:
         """(K,) length of the sum of each leaf's vectors: its count when all point one way, less when they spread."""

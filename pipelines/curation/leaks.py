@@ -1,7 +1,7 @@
 """Clips of the pool that show what a target set is evaluated on, and the report on them.
 
-A clip leaks when it is a span of an evaluation video, when it looks like an evaluation clip by a looser rule than the one
-for duplicates, or when a chain of such likenesses inside the pool leads to one that does: here removing too much is wanted.
+A clip leaks when it is a span of an evaluation video, when it looks like an evaluation clip, or like a scene of its file, by
+a looser rule than the one for duplicates, or when a chain of such likenesses inside the pool leads to one that does: here removing too much is wanted.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pipelines.curation.cover import component_leaks
 from pipelines.curation.merging import ClipPool, open_pool
 from pipelines.curation.pairs import Pairs
+from pipelines.sources.targets import EVALUATION, SCENES
 
 SAME_VIDEO, SAME_LOOK, COMPONENT = "same video", "same look", "via component"
 RULES = (SAME_VIDEO, SAME_LOOK, COMPONENT)
@@ -56,7 +57,7 @@ def open_evaluation(target_clips_folder: Path, target_embeddings_folder: Path) -
     """The evaluation clips of a target_videos artefact and its embeddings."""
     pool = open_pool({"targets": (target_clips_folder, target_embeddings_folder)})
     sources = pool.table.column("source").to_pylist()
-    held_out = np.array([source.endswith("/eval") for source in sources], bool)
+    held_out = np.array([source.endswith((EVALUATION, SCENES)) for source in sources], bool)
     sets: dict[int, set[str]] = {}
     for row in np.flatnonzero(held_out).tolist():
         sets.setdefault(int(pool.stream[row]), set()).add(sources[row].rsplit("/", 1)[0])

@@ -82,10 +82,6 @@ class ClipPool:
         """(N,) length of each clip."""
         return self.column("end_s") - self.column("start_s")
 
-    def streams_of(self, number: int) -> Rows:
-        """Numbers of the streams that are first seen in batch `number`."""
-        return np.flatnonzero(self.batch[self.firsts] == number)
-
 
 def open_pool(batches: Mapping[str, tuple[Path, Path]], superseded: Mapping[str, Sequence[str]] | None = None) -> ClipPool:
     """The pool of `batches` (key -> folders of clips and embeddings). `superseded` names paths whose file changed since.

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from pipelines.recipes import Part
 from pipelines.video.fingerprint import BITS
@@ -33,13 +34,13 @@ class SearchConfig(Part):
     `rhythm` is the weight of the rhythm beside the embedding's 1; threads other than 1 may change the order of equals.
     """
 
-    neighbours: int = 32
-    by_fingerprint: int = 16
-    flat_limit: int = 50_000
-    probes: int = 16
+    neighbours: PositiveInt = 32
+    by_fingerprint: NonNegativeInt = 16
+    flat_limit: NonNegativeInt = 50_000
+    probes: PositiveInt = 16
     codes: Literal["sq8", "full"] = "sq8"
-    rhythm: float = 0.5
-    threads: int = 1
+    rhythm: NonNegativeFloat = 0.5
+    threads: PositiveInt = 1
 
 
 def search_vectors(vectors: NDArray[np.float32], rhythms: NDArray[np.float32], weight: float) -> NDArray[np.float32]:

@@ -8,7 +8,7 @@ batch is searched for, with the same result as a run from scratch.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,23 @@ class Signs:
     rhythms: NDArray[np.float32]
     moves: NDArray[np.float32]
 
+    def __len__(self) -> int:
+        return len(self.moves)
+
+    def take(self, rows: Any) -> Signs:
+        return Signs(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    def save(self, path: Path) -> None:
+        np.savez(path, **{field.name: getattr(self, field.name) for field in fields(self)})
+
+    @classmethod
+    def load(cls, path: Path) -> Signs:
+        with np.load(path, allow_pickle=False) as arrays:
+            return cls(*(arrays[field.name] for field in fields(cls)))
+
+
+NO_SIGNS = Signs(np.empty((0, BITS // 8), np.uint8), np.empty((0, 28), np.float32), np.empty(0, np.float32))
+
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
@@ -68,6 +85,14 @@ class Pairs:
 
     def take(self, rows: NDArray[Any]) -> Pairs:
         return Pairs(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    def renumbered(self, numbers: Rows) -> Pairs:
+        """The same pairs, of `numbers[first]` and `numbers[second]`."""
+        return replace(self, first=numbers[self.first], second=numbers[self.second])
+
+    def keys(self, count: int) -> Rows:
+        """(P,) one number for each pair of two of `count`, whichever comes first."""
+        return np.minimum(self.first, self.second) * count + np.maximum(self.first, self.second)
 
     def save(self, folder: Path) -> None:
         np.savez(folder / "pairs.npz", **{field.name: getattr(self, field.name) for field in fields(self)})
@@ -90,19 +115,14 @@ def signs_of(looks: NDArray[np.uint8]) -> Signs:
     return Signs(fingerprints(looks), rhythm_of(looks), moves_of(looks))
 
 
-def gather_signs(parts: Parts, name: str, clips: Rows, pool: ClipPool) -> Signs:
-    """Signs of the given clips of the pool, in parts."""
+def gather_signs(parts: Parts, name: str, clips: Rows, pool: ClipPool, known: Signs = NO_SIGNS) -> Signs:
+    """Signs of the given clips of the pool, in parts; those of the first ones may be `known`."""
 
     def build(folder: Path, rows: Sequence[int]) -> None:
-        signs = signs_of(pool.looks.take(np.asarray(rows)))
-        np.savez(folder / "signs.npz", **{field.name: getattr(signs, field.name) for field in fields(Signs)})
+        signs_of(pool.looks.take(np.asarray(rows))).save(folder / "signs.npz")
 
-    found = []
-    for part in parts.map(name, clips, SIGN_ROWS, build):  # type: ignore[arg-type]  # an array is sliced as a sequence is
-        with np.load(part.folder / "signs.npz", allow_pickle=False) as arrays:
-            found.append(Signs(*(arrays[field.name] for field in fields(Signs))))
-    if not found:
-        return Signs(np.empty((0, BITS // 8), np.uint8), np.empty((0, 28), np.float32), np.empty(0, np.float32))
+    made = parts.map(name, clips[len(known) :], SIGN_ROWS, build)  # type: ignore[arg-type]  # an array is sliced as a sequence is
+    found = [known, *(Signs.load(part.folder / "signs.npz") for part in made)]
     return Signs(*(np.concatenate([getattr(signs, field.name) for signs in found]) for field in fields(Signs)))
 
 
@@ -115,6 +135,13 @@ class Side:
     signs: Signs
     seconds: NDArray[np.float64]
 
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def take(self, rows: Rows) -> Side:
+        """Some of the clips, numbered anew."""
+        return Side(self.pool, self.clips[rows], self.signs.take(rows), self.seconds[rows])
+
     def vectors(self, rows: Rows) -> NDArray[np.float32]:
         return self.pool.vectors.take(self.clips[rows])
 
@@ -126,8 +153,9 @@ class Side:
         return search_vectors(self.vectors(rows), self.signs.rhythms[rows], config.rhythm), self.signs.codes[rows]
 
 
-def side_of(pool: ClipPool, clips: Rows, parts: Parts, name: str) -> Side:
-    return Side(pool, clips, gather_signs(parts, name, clips, pool), pool.seconds[clips])
+def side_of(pool: ClipPool, clips: Rows, parts: Parts, name: str, known: Signs = NO_SIGNS) -> Side:
+    """A side of the given clips, of which the first ones' signs may be `known`."""
+    return Side(pool, clips, gather_signs(parts, name, clips, pool, known), pool.seconds[clips])
 
 
 class GrowingFinder:
@@ -209,7 +237,7 @@ def verify(queries: Side, among: Side, pairs: Rows, strict: PairRules, loose: Pa
         turned = agreement(first[rows], second[rows][..., ::-1])
         for number, rule in enumerate((strict, loose)):
             also = rule.mirrored & _keeps(turned, shorter[rows], cosine[rows], rule) & ~kept[number][rows]
-            mirrored[rows] |= also & ~(kept[0] | kept[1])[rows]
+            mirrored[rows] |= also & ~kept[0][rows]  # where the strict rule keeps a pair, it tells which way
             kept[number][rows] |= also
         for value, other in ((distance, turned.distance), (picture, turned.picture), (motion, turned.motion)):
             value[rows] = np.where(mirrored[rows], other, value[rows])

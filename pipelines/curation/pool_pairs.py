@@ -1,7 +1,7 @@
-"""The pairs of a whole pool and its evaluation clips, batch by batch, and the table in which the next run finds them again.
+"""The pairs of a whole pool and its evaluation clips, batch by batch, and the files in which the next run finds them again.
 
 A batch's pairs depend on it and on the batches before it (in the order of their keys). A run that is given an earlier
-result takes over the pairs of all batches up to the first that is new or other, and searches only for the rest.
+result takes over the pairs and signs of all batches up to the first that is new or other, and works only on the rest.
 """
 
 from __future__ import annotations
@@ -20,7 +20,17 @@ from numpy.typing import NDArray
 from pipelines.curation.leaks import Evaluation
 from pipelines.curation.merging import ClipPool, Rows
 from pipelines.curation.neighbours import SearchConfig
-from pipelines.curation.pairs import GrowingFinder, PairRules, Pairs, find_pairs, join_pairs, side_of
+from pipelines.curation.pairs import (
+    NO_SIGNS,
+    GrowingFinder,
+    PairRules,
+    Pairs,
+    Side,
+    Signs,
+    find_pairs,
+    join_pairs,
+    side_of,
+)
 from pipelines.identity import digest_of
 from pipelines.parts import Parts
 from pipelines.schemas import PAIRS, read_table, write_table
@@ -31,11 +41,13 @@ VERSION = "pairs-1"  # of everything that decides which pairs are found, but for
 @dataclass(frozen=True, eq=False)
 class PoolPairs:
     """`pool`: pairs of streams of the pool; `evaluation`: pairs of a stream and a row of `Evaluation.clips`; `searched`
-    streams were looked up, the others' pairs were taken over."""
+    streams were looked up, the others' pairs were taken over; `side` holds all streams, `linked` is the loose rule among them."""
 
     pool: Pairs
     evaluation: Pairs
     searched: int
+    side: Side
+    linked: PairRules
 
 
 def find_pool_pairs(
@@ -44,9 +56,10 @@ def find_pool_pairs(
 ) -> PoolPairs:  # fmt: skip
     """All pairs, by the strict rule or the loose one; evaluation clips by the loose one. `previous` is an earlier result."""
     settings = digest_of([VERSION, search.model_dump(mode="json"), strict.model_dump(mode="json"), loose.model_dump(mode="json")])
-    own, held_out = _taken_over(pool, evaluation, settings, previous)
     totals = np.cumsum(np.bincount(pool.batch[pool.firsts], minlength=len(pool.keys))).tolist()
-    streams = side_of(pool, pool.firsts, parts, "signs")
+    own, held_out = _taken_over(pool, evaluation, settings, previous)
+    known = Signs.load(previous / "signs.npz").take(slice(totals[own.batches - 1])) if previous and own.batches else NO_SIGNS
+    streams = side_of(pool, pool.firsts, parts, "signs", known)
     evaluated = side_of(evaluation.pool, evaluation.clips, parts, "evaluation-signs")
     among, against = GrowingFinder(streams, search, totals), GrowingFinder(evaluated, search, [len(evaluation.clips)])
     found, alike, searched = [own.pairs], [held_out.pairs], 0
@@ -68,7 +81,7 @@ def find_pool_pairs(
             alike.append(find_pairs(
                 parts, f"evaluation-{number:04d}", streams, rows, evaluated, lambda: against.up_to(len(evaluation.clips)), search, loose, loose,
             ))  # fmt: skip
-    return PoolPairs(join_pairs(found), join_pairs(alike), searched)
+    return PoolPairs(join_pairs(found), join_pairs(alike), searched, streams, linked)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +127,8 @@ def _place(ids: pa.ChunkedArray, among: pa.ChunkedArray) -> Rows:
 
 
 def write_pool_pairs(folder: Path, pool: ClipPool, evaluation: Evaluation, search: SearchConfig, strict: PairRules, loose: PairRules, found: PoolPairs) -> None:
-    """pairs.parquet and pairs.json, which say what the pairs were found in and by."""
+    """pairs.parquet, signs.npz of the streams, and pairs.json, which says what the pairs were found in and by."""
+    found.side.signs.save(folder / "signs.npz")
     streams = pool.table.column("clip_id").take(pool.firsts)
     held_out = evaluation.pool.table.column("clip_id").take(evaluation.clips)
     tables = [_table_of(pool, found.pool, streams, False), _table_of(pool, found.evaluation, held_out, True)]

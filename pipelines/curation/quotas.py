@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from pipelines.errors import InputError
 
@@ -23,7 +24,7 @@ SETTLED = 1e-10  # largest excess over a quota, as a share of the draws, at whic
 NOTHING = 1e-15  # share of all that is asked, below which it counts as not asked for
 TIGHT = 1e-12  # relative slack for sums that should be equal
 RUNAWAY = 1e30  # a scale that only contradicting quotas drive so high
-REFUSED = 1e-3  # an excess above this after all rounds means that the quotas contradict each other
+REFUSED = 1e-3  # an excess above this after all rounds is taken back
 
 
 def sums_by(group: Index, amounts: NDArray[np.generic], groups: int) -> Vector:
@@ -54,8 +55,13 @@ class Quota:
     share: bool = False
 
     def ceilings(self, total: float) -> Vector:
-        """(G,) draws, whole ones where a share is the limit, so that the quota can hold for whole draws too."""
-        return np.floor(self.limit * total + 1e-9) if self.share else self.limit
+        """(G,) draws of `total` that each group may take; a share of them need not be whole."""
+        return self.limit * total if self.share else self.limit
+
+    def indicator(self) -> csr_array:
+        """(G, J) 1 where a cell is in a group."""
+        inside = np.flatnonzero(self.group >= 0)
+        return csr_array((np.ones(len(inside)), (self.group[inside], inside)), shape=(len(self.limit), len(self.group)))
 
     def sums(self, amounts: Vector) -> Vector:
         """(G,) what `amounts` (J,) add up to in each group."""
@@ -106,7 +112,7 @@ class Law:
     """Expected draws: `draws` (J,) of each cell, and `credit` (D, K), the share of a cluster's draws that each asker pays for.
 
     `scale` is lambda and `lift` (D,) what a floor or ceiling makes of an asker's rate; `residual` is the largest excess
-    left after `rounds`, as a share of the draws.
+    (or want) left after `rounds`, as a share of the draws.
     """
 
     draws: Vector
@@ -115,6 +121,10 @@ class Law:
     lift: Vector
     rounds: int
     residual: float
+
+    def paid(self, cells: Cells, ceilings: Vector) -> list[tuple[Vector, float]]:
+        """For each asker with a ceiling (of D) the share (J,) that it pays of every cell's draws, and its ceiling."""
+        return [(self.credit[row][cells.cluster], float(ceilings[row])) for row in np.flatnonzero(np.isfinite(ceilings))]
 
 
 def pour(amounts: Vector, ceilings: Vector, total: float, floors: Vector | None = None) -> tuple[float, Vector]:
@@ -174,14 +184,12 @@ def nearest_law(
     total: float,
     floors: Vector | None = None,
     ceilings: Vector | None = None,
-    names: Sequence[str] = (),
-    partial: bool = False,
 ) -> Law:
     """Expected draws of every cell within `room`, `total` in all, for askers (D) of `asked` (D, K) draws of the clusters.
 
     Clips of one cluster are asked alike; what is asked of clusters without clips goes to the others in proportion.
-    `floors` and `ceilings` (D,) bound the draws credited to an asker, whose `names` (D,) errors tell. Where the quotas do
-    not hold together, `partial` leaves out the draws that do not fit; else they, and floors out of reach, raise `InputError`.
+    `floors` and `ceilings` (D,) bound the draws credited to an asker. Where the rounds come to no end, floors are given up,
+    and then draws are left out until the rest keeps all quotas; so there may be fewer than `total`.
     """
     floors = np.zeros(len(asked)) if floors is None else floors
     ceilings = np.full(len(asked), np.inf) if ceilings is None else ceilings
@@ -189,32 +197,22 @@ def nearest_law(
     asked = np.where((sizes > 0) & (asked > NOTHING * asked.sum()), asked, 0.0)
     part = cells.size / sizes[cells.cluster]  # of its cluster
     wanted = asked.sum(axis=0)[cells.cluster] > 0
-    if partial:
-        total = min(total, *room.most(quotas, wanted).values(), float(ceilings[asked.sum(axis=1) > 0].sum()))
+    total = min(total, *room.most(quotas, wanted).values(), float(ceilings[asked.sum(axis=1) > 0].sum()))
     if total <= 0 or not wanted.any():
-        _insist_on_floors(floors, np.zeros(len(asked)), total, names)
         return Law(np.zeros(len(part)), np.zeros_like(asked), 0.0, np.ones(len(asked)), 0, 0.0)
     top = Room(np.where(wanted, room.cells, 0.0), room.groups)
-    law, over = _rounds(asked, part, cells, quotas, top, total, floors, ceilings)
+    law = _rounds(asked, part, cells, quotas, top, total, floors, ceilings)
     if law.residual <= REFUSED:
         return replace(law, draws=law.draws * (total / law.draws.sum()))
     if (floors > 0).any():
-        without = nearest_law(asked, cells, quotas, room, total, ceilings=ceilings, names=names, partial=partial)
-        _insist_on_floors(floors, without.credit @ sums_by(cells.cluster, without.draws, asked.shape[1]), total, names)
-    fitted = top.fitted(law.draws, quotas)
-    if not partial:
-        raise InputError(
-            "the quotas contradict each other", expected=f"room for {total:.0f} draws", found=f"room for about {fitted.sum():.0f}; {over} binds",
-            remedy=f"raise {over}, lower draws, or set uniform_mix above 0",
-        )  # fmt: skip
-    return replace(law, draws=fitted, residual=0.0)
+        return nearest_law(asked, cells, quotas, room, total, ceilings=ceilings)
+    return replace(law, draws=top.fitted(law.draws, quotas), residual=0.0)
 
 
 def _rounds(
     asked: Vector, part: Vector, cells: Cells, quotas: Sequence[Quota], room: Room, total: float, floors: Vector, ceilings: Vector
-) -> tuple[Law, str]:
-    """The law after as many rounds as it takes, at most ROUNDS, and which quota it exceeds most; `part` (J,) of its cluster
-    is in each cell."""
+) -> Law:
+    """The law after as many rounds as it takes, at most ROUNDS; `part` (J,) of its cluster is in each cell."""
     factors = [np.ones(len(limit)) for limit in room.groups]
     lift = np.ones(len(asked))
     bounded = bool((floors > 0).any() or np.isfinite(ceilings).any())
@@ -227,8 +225,8 @@ def _rounds(
                 found *= quota.spread(factors[number], 1.0)
         return found
 
-    rounds, over, slack, scale = 0, {"repeat_cap": np.inf}, 0.0, 1.0
-    while rounds < ROUNDS and max(*over.values(), slack) > SETTLED * total and scale < RUNAWAY:
+    rounds, over, slack, scale = 0, np.inf, 0.0, 1.0
+    while rounds < ROUNDS and max(over, slack) > SETTLED * total and 0 < scale < RUNAWAY:
         rounds += 1
         scale, draws = pour(rates(), room.cells, total)
         for number, (quota, limit) in enumerate(zip(quotas, room.groups, strict=True)):
@@ -237,8 +235,8 @@ def _rounds(
             level = quota.spread(levels, np.inf)
             full = np.multiply(amounts, level, out=room.cells.copy(), where=np.isfinite(level))
             scale, draws = pour(amounts, np.minimum(room.cells, full), total)
-            factors[number] = np.minimum(1.0, levels / scale)
-        over = {}
+            factors[number] = np.minimum(1.0, levels / scale) if scale > 0 else factors[number]
+        over = 0.0
         if bounded:
             drawn = (lift @ asked)[cells.cluster]
             each = np.divide(draws, drawn, out=np.zeros_like(draws), where=drawn > 0)
@@ -246,18 +244,18 @@ def _rounds(
             scale, held = pour(plain, ceilings, total, floors)
             lift = np.divide(held, plain, out=np.ones_like(plain), where=plain > 0)
             draws = each * (lift @ asked)[cells.cluster]
-            over = {"target_max": float((held - ceilings).max()), "target_floor": float((floors - held).max())}
+            over = float(max((held - ceilings).max(), (floors - held).max()))
         beyond = [quota.sums(draws) - limit for quota, limit in zip(quotas, room.groups, strict=True)]
-        over |= {"repeat_cap": float((draws - room.cells).max()), **{quota.name: float(more.max(initial=0.0)) for quota, more in zip(quotas, beyond, strict=True)}}
+        over = max(over, float((draws - room.cells).max()), float(total - draws.sum()), *(float(more.max(initial=0.0)) for more in beyond))
         # A group that was shrunk must be full at the end, or it was shrunk too much.
         slack = max((float(-more[factor < 1].min(initial=0.0)) for more, factor in zip(beyond, factors, strict=True)), default=0.0)
     owed = lift[:, None] * asked
     credit = np.divide(owed, owed.sum(axis=0), out=np.zeros_like(owed), where=owed.sum(axis=0) > 0)
-    return Law(draws, credit, scale, lift, rounds, max(0.0, *over.values()) / total), max(over, key=lambda name: over[name])
+    return Law(draws, credit, scale, lift, rounds, max(0.0, over) / total)
 
 
-def _insist_on_floors(floors: Vector, credited: Vector, total: float, names: Sequence[str]) -> None:
-    """Raise the `InputError` that tells which asker's floor cannot be reached: `credited` is what it gets without one."""
+def insist_on_floors(floors: Vector, credited: Vector, total: float, names: Sequence[str]) -> None:
+    """Raise the `InputError` that tells which asker's floor is not reached: `credited` (D,) is what they get of `total` draws."""
     if (floors - credited > REFUSED * total).any():
         row = int(np.argmax(floors - credited))
         raise InputError(
@@ -284,13 +282,13 @@ def insist_on_room(cells_room: Vector, quotas: Sequence[Quota], total: float, as
         name = min(most, key=lambda quota: most[quota])
         return most[name], name
 
-    if held(total)[0] >= total * (1 - TIGHT):
+    most, name = held(total)
+    if most >= total * (1 - TIGHT):
         return
-    low, high = 0, int(total)  # shares grow with the draws, so the largest number that fits is searched for
+    low, high = 0, int(total)  # what is held is concave in the draws and starts at 0 or above, so all fit up to the largest number that does
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if held(middle)[0] >= middle * (1 - TIGHT) else (low, middle - 1)
-    name = held(total)[1]
     raise InputError(
         f"{total:.0f} draws cannot be made from the clips that are asked for", expected=f"at most {low} draws, for which {name} leaves room",
         found=f"{total:.0f} draws", remedy=f"raise {name}, lower draws or size, set uniform_mix above 0, or add videos to the pool",

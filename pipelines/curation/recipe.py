@@ -74,7 +74,12 @@ def _options(part: str, values: dict[str, Any], where: str) -> Any:
     try:
         return kind.model_validate(values)
     except pydantic.ValidationError as error:
-        found = "; ".join(f"{'.'.join(map(str, told['loc']))}: {told['msg'].lower()}" for told in error.errors())
+        found = "; ".join(": ".join(part for part in (".".join(map(str, told["loc"])), _words(told["msg"])) if part) for told in error.errors())
         raise InputError(
             f"{where} cannot be used", expected="values for " + ", ".join(kind.model_fields), found=found, remedy="mend the values named here"
         ) from error
+
+
+def _words(message: str) -> str:
+    """A message of pydantic's, or of a validator of ours, which it calls a value error."""
+    return message.lower().removeprefix("value error, ")

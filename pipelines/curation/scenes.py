@@ -19,10 +19,12 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pydantic
 from numpy.typing import NDArray
+from pydantic import NonNegativeFloat, PositiveFloat
 
 from pipelines.checks import Check
-from pipelines.curation.cuts import DetectJob, adaptive_cuts, content_cuts
+from pipelines.curation.cuts import DetectJob, adaptive_cuts, content_cuts, insist_on_transnet
 from pipelines.errors import Reject
 from pipelines.identity import clip_id
 from pipelines.parts import open_parts
@@ -48,13 +50,19 @@ class SceneConfig(Part):
     PySceneDetect's own benchmark. The first two detectors work on recorded signals, the others decode every video again."""
 
     detector: Literal["adaptive", "content", "scenedetect-adaptive", "scenedetect-content", "transnetv2"] = "adaptive"
-    threshold: float | None = None  # adaptive: ratio to the neighbourhood; content: change in grey levels; None: THRESHOLDS
-    least_change: float = 12.0  # adaptive: grey levels (Y + U + V) under which nothing is a cut
-    histogram: float = 0.3  # adaptive and content: how far the histograms must move (0..3)
-    min_clip_s: float = 1.0
-    max_clip_s: float = 6.0  # longer scenes are divided into equal parts
-    min_scene_s: float = 0.3  # cuts closer than this are one
-    timeout_s: float = 60.0  # for detectors that decode: how long a video may give no sign of life
+    threshold: PositiveFloat | None = None  # adaptive: ratio to the neighbourhood; content: change in grey levels; None: THRESHOLDS
+    least_change: NonNegativeFloat = 12.0  # adaptive: grey levels (Y + U + V) under which nothing is a cut
+    histogram: NonNegativeFloat = 0.3  # adaptive and content: how far the histograms must move (0..3)
+    min_clip_s: PositiveFloat = 1.0
+    max_clip_s: PositiveFloat = 6.0  # longer scenes are divided into equal parts, as many as leave each min_clip_s long
+    min_scene_s: NonNegativeFloat = 0.3  # cuts closer than this are one
+    timeout_s: PositiveFloat = 60.0  # for detectors that decode: how long a video may give no sign of life
+
+    @pydantic.model_validator(mode="after")
+    def _lengths_agree(self) -> SceneConfig:
+        if self.max_clip_s < self.min_clip_s:
+            raise ValueError(f"max_clip_s {self.max_clip_s:g} should be at least min_clip_s {self.min_clip_s:g}")
+        return self
 
     @property
     def level(self) -> float:
@@ -78,6 +86,12 @@ class Cut:
     looks: NDArray[np.uint8]
 
 
+def insist_on_detector(config: SceneConfig) -> None:
+    """Raise `InputError` when the detector's package is not installed: else every video would be blamed for it."""
+    if config.detector == "transnetv2":
+        insist_on_transnet()
+
+
 class _Timeline:
     """A video's frames: `stamps` (T,) pts, `ends` (T,) where each frame stops, `base` the time base in s."""
 
@@ -94,23 +108,33 @@ class _Timeline:
 
 
 def clip_borders(line: _Timeline, cuts: Sequence[int], config: SceneConfig) -> tuple[list[tuple[int, int]], list[tuple[float, float]]]:
-    """Frames [first, last) of each clip, and (start_s, end_s) of the scenes that are too short to be one."""
+    """Frames [first, last) of each clip, and (start_s, end_s) of the scenes that are too short to be one.
+
+    No clip is shorter than `min_clip_s`: where parts of at most `max_clip_s` would be, there are fewer, longer parts.
+    """
     count = len(line.stamps)
     edges = sorted({0, count, *(cut for cut in cuts if 0 < cut < count)})
     clips: list[tuple[int, int]] = []
     short: list[tuple[float, float]] = []
+    # Half a frame of grace: a scene of 25 frames at 25/s is 1 s long, whatever its clock rounds to.
+    half = line.seconds(line.typical) / 2
+    least = config.min_clip_s - half
     for first, last in itertools.pairwise(edges):
         start, end = int(line.stamps[first]), int(line.ends[last - 1])
         seconds = line.seconds(end - start)
-        # Half a frame of grace: a scene of 25 frames at 25/s is 1 s long, whatever its clock rounds to.
-        if seconds < config.min_clip_s - line.seconds(line.typical) / 2:
+        if seconds < least:
             zero = int(line.stamps[0])
             short.append((line.seconds(start - zero), line.seconds(end - zero)))
             continue
-        parts = max(1, math.ceil(seconds / config.max_clip_s - 0.01))
-        borders = [start + round((end - start) * part / parts) for part in range(parts + 1)]
-        numbers = [first + int(np.searchsorted(line.stamps[first:last], border)) for border in borders[:-1]] + [last]
-        clips += [(one, two) for one, two in itertools.pairwise(numbers) if two > one]
+        parts = min(math.ceil(seconds / config.max_clip_s - 0.01), int((seconds + half) / config.min_clip_s))
+        numbers = [first]
+        for part in range(1, parts):
+            border = start + round((end - start) * part / parts)
+            number = first + int(np.searchsorted(line.stamps[first:last], border))
+            # Frames at irregular times: the next one may lie so far behind the border that a part would be too short.
+            if number < last and min(line.seconds(line.stamps[number] - line.stamps[numbers[-1]]), line.seconds(end - line.stamps[number])) >= least:
+                numbers.append(number)
+        clips += itertools.pairwise([*numbers, last])
     return clips, short
 
 
@@ -268,9 +292,13 @@ def build_clips(
     progress: Callable[..., None] | None = None,
     work: Path | None = None,
 ) -> dict[str, Any]:
-    """Cut one batch into `folder`: clips.parquet, looks.npy and quarantine.parquet. Returns the summary."""
+    """Cut one batch into `folder`: clips.parquet, looks.npy and quarantine.parquet. Returns the summary.
+
+    Raises `InputError` when the detector's package is not installed.
+    """
     started = time.monotonic()
     config = config or SceneConfig()
+    insist_on_detector(config)
     videos = read_table(videos_folder / "videos.parquet", VIDEOS).to_pylist()
     done = 0
     with open_parts(work) as parts, Crew(DETECT, workers) as crew:
@@ -315,13 +343,13 @@ def gather_cuts(folder: Path, pieces: Sequence[Path]) -> None:
     looks.flush()
 
 
-def check_clips(folder: Path) -> dict[str, Check]:
-    """Blocking check: the batch gave at least one clip."""
+def check_clips(folder: Path, least: int = 1) -> dict[str, Check]:
+    """Blocking check: the batch gave at least one clip (`least` 0 where it had no video)."""
     clips = read_table(folder / "clips.parquet", CLIPS, columns=["clip_id"])
     rejects = read_table(folder / "quarantine.parquet", QUARANTINE, columns=["code"])
     return {
         "not_empty": Check(
-            len(clips) > 0, "at least one clip", f"{len(clips)} clips, {len(rejects)} scenes or files rejected",
+            len(clips) >= least, f"at least {least} clip", f"{len(clips)} clips, {len(rejects)} scenes or files rejected",
             "add videos with scenes of a second or longer, or lower min_clip_s",
         )
     }  # fmt: skip

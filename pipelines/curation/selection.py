@@ -10,6 +10,7 @@ from pipelines.errors import InputError
 from pipelines.recipes import Part
 
 UNIFORM = "uniform"  # who is credited with draws that no target asked for
+WEIGHT_TOLERANCE = 1e-6  # by which the sum of target weights may differ from 1
 
 
 class SelectionConfig(Part):
@@ -17,6 +18,7 @@ class SelectionConfig(Part):
 
     `balanced` needs no targets: every branch of the codebook's tree asks for the same. `uniform` takes all clips alike.
     Quotas count draws in an epoch of `draws`; `video_max` counts clips. None, and for shares an absent name, is no limit.
+    Weights keep every share exactly. Whole draws round it up, by less than one draw: two shares of .5 leave 101 draws 51 each.
     """
 
     mode: Literal["retrieval", "balanced", "uniform"] = "retrieval"
@@ -30,10 +32,10 @@ class SelectionConfig(Part):
     smoothing_temperature: float = 0.02  # in units of (1 - cosine)
     uniform_mix: float = 0.3  # share of the draws that is spread evenly over all clips, asked for or not
     # what may not be exceeded
-    repeat_cap: float | None = 4.0  # draws of one clip
+    repeat_cap: float | None = 4.0  # draws of one clip; a whole number, as no clip is drawn one and a half times
     video_max: int | None = None  # different clips of one source video, spread in time
     cluster_max: int | None = None  # draws from one cluster (DINOv2: 10 k)
-    target_max: int | None = None  # draws credited to one target (DINOv2: 1 M)
+    target_max: int | None = None  # draws credited to one target (DINOv2: 1 M); clips are credited in parts, so whole draws may be up to 1 above
     target_floor: float = 0.0  # share of what it asked that every target gets in spite of the caps, or there is no selection
     uploader_share: float | None = None  # largest share of the draws from any one uploader; clips of unknown uploader are free
     licence_shares: dict[str, float] = pydantic.Field(default_factory=dict)  # licence -> largest share of the draws; "" names the unknown; 0 shuts it out
@@ -55,9 +57,14 @@ class SelectionConfig(Part):
     def insist(self) -> None:
         """Raise `InputError` unless the options can mean something."""
         shares = [share for named in self.named_shares().values() for share in named.values()]
+        weights = [1.0] if self.target_weights is None else list(self.target_weights.values())
         rules: list[tuple[bool, str, Any]] = [
             (0 <= self.uniform_mix <= 1, "0 <= uniform_mix <= 1", self.uniform_mix),
-            (self.repeat_cap is None or self.repeat_cap > 0, "repeat_cap above 0, or none", self.repeat_cap),
+            (
+                min(weights, default=0.0) >= 0 and abs(sum(weights) - 1.0) <= WEIGHT_TOLERANCE, "target_weights of 0 or more that sum to 1, or none",
+                f"{self.target_weights}, sum {sum(weights):g}",
+            ),
+            (self.repeat_cap is None or (self.repeat_cap >= 1 and self.repeat_cap % 1 == 0), "a whole repeat_cap of 1 or more, or none", self.repeat_cap),
             (self.support >= 1, "support of 1 or more", self.support),
             (self.smoothing >= 1 and self.smoothing_temperature > 0, "smoothing of 1 or more at a temperature above 0", [self.smoothing, self.smoothing_temperature]),
             (all(limit is None or limit >= 1 for limit in self._counts().values()), "counts of 1 or more, or none", self._counts()),

@@ -1,7 +1,7 @@
 """Whether two clips show the same footage: their looks laid over each other, then judged by what stands and what moves.
 
 A copy may be cropped, letter-boxed, brighter, slightly re-timed or carry a logo; a clip of the same scene with another
-motion must not pass for one. Thresholds were set on planted copies and on clips of fixed cameras (docs/curation.md).
+motion must not pass for one. Thresholds were set on planted copies and on clips of fixed cameras (docs/findings.md).
 Arrays hold P pairs in their first axis; the alignment itself is in `alignment.py`.
 """
 
@@ -64,8 +64,9 @@ class LookRule(Part):
     still_whole: float = 0.8  # local contrast with all cells
     still_levels: float = 0.985
     still_peak: float = 12.0
-    retimed_above: float = 0.02  # difference of the lengths from which on a pair must agree in all cells:
-    retimed_whole: float = 0.95  # a pair that needs two excuses, a logo and another speed, agrees by chance too often
+    retimed_above: float = 0.02  # difference of the lengths from which on a pair must agree in all cells, as one that needs
+    retimed_whole: float = 0.85  # two excuses, a logo or a crop and another speed, agrees by chance too often
+    retimed_cropped_whole: float = 0.95
     rhythm: float = 0.6  # pairs below are not aligned at all, unless one of them moves less than `rhythm_above`
     rhythm_above: float = 3.0
 
@@ -153,7 +154,8 @@ def same_footage(found: Agreement, shorter: NDArray[np.float64], rule: LookRule)
     picture = (found.picture >= least) & (found.levels >= rule.levels)
     still = (found.picture >= rule.still_picture) & (found.whole_picture >= rule.still_whole) & (found.levels >= rule.still_levels)
     still &= found.peak <= rule.still_peak
-    retimed = (shorter >= 1.0 - rule.retimed_above) | (found.whole_picture >= rule.retimed_whole)
+    whole = np.where(found.cropped, rule.retimed_cropped_whole, rule.retimed_whole)
+    retimed = (shorter >= 1.0 - rule.retimed_above) | (found.whole_picture >= whole)
     agreed = motion & change & strength & picture & (still | lively) & retimed
     return agreed & (shorter >= 1.0 - rule.length)
 

@@ -2,7 +2,7 @@
 
 Systematic sampling walks along the cells with one random offset, so each cell, and each cluster, whose cells lie side by
 side, gets its expected draws rounded down or up. Groups that lie scattered may come out a few draws above their quota;
-those few are moved to cells that were rounded down.
+those few are moved to cells that were rounded down, and where that leaves some without a place, `placed` looks further.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.curation.placing import ROUNDING, placed
 from pipelines.curation.quotas import Cells, Index, Law, Quota, Vector
 from pipelines.errors import InputError
 
 PASSES = 100
-ROUNDING = 1e-6  # draws; sums of shares are not exact
 Keys = NDArray[np.uint64]
 
 
@@ -33,11 +33,12 @@ def whole_draws(
 ) -> Index:
     """(J,) whole draws of the cells that follow `law` and keep `room` (J,), `quotas` and the askers' `ceilings` (D,).
 
-    Raises `InputError` when some draws find no place, which takes quotas that leave no slack at all.
+    No clip is drawn more often than the cap's whole part, and shares of the draws are rounded up to whole draws. A ceiling is
+    kept to within one draw, as what an asker pays for is no whole number. Raises `InputError` when no such draws are found.
     """
-    room = np.where(law.draws > 0, np.ceil(room - ROUNDING), 0.0)
-    limits = [(quota, quota.ceilings(total)) for quota in quotas]
-    shares = [(law.credit[row][cells.cluster], ceilings[row]) for row in np.flatnonzero(np.isfinite(ceilings))]
+    room = np.where(law.draws > 0, cells.size * np.floor(room / cells.size + ROUNDING), 0.0)
+    limits = [(quota, np.ceil(quota.ceilings(total) - ROUNDING)) for quota in quotas]
+    shares = law.paid(cells, ceilings)
     whole = systematic(law.draws, total, offset)
     for _ in range(PASSES):
         whole = np.minimum(whole, room).astype(np.int64)
@@ -52,9 +53,14 @@ def whole_draws(
         whole[takers] += 1
     if missing == 0:
         return whole
+    within = [(share, ceiling + 1.0) for share, ceiling in shares]
+    whole = placed(whole.astype(np.float64), law.draws, room, limits, within, total, whole=True).astype(np.int64)
+    missing = total - int(whole.sum())
+    if missing == 0:
+        return whole
     raise InputError(
         f"{missing} of {total} draws find no place as whole draws", expected="quotas with slack for rounding", found="none",
-        remedy="raise a quota a little, or lower draws",
+        remedy="raise a quota a little, lower draws, or take another seed",
     )  # fmt: skip
 
 
@@ -86,7 +92,9 @@ def _takers(
         group = quota.group[rows]
         rows = rows[(group < 0) | (_rank(group, len(limit)) < quota.spread(free, 0.0)[rows])]
     for share, ceiling in shares:
-        rows = rows[np.cumsum(share[rows]) <= ceiling - share @ whole + ROUNDING]
+        left = ceiling - share @ whole + ROUNDING
+        rows = rows[share[rows] <= left]  # or one cell that costs too much would end the walk before cells that fit
+        rows = rows[np.cumsum(share[rows]) <= left]
     return rows
 
 

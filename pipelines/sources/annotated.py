@@ -24,6 +24,7 @@ from pipelines.sources.folder import (
     first_names,
     left_out,
     scan_folder,
+    utf8,
 )
 
 KINDS = tuple(READERS)
@@ -65,8 +66,9 @@ def read_annotated(kind: str, annotations: Any, root: Path, base: Path | None = 
 
     A file that both splits name counts as evaluation, since nothing of it may be trained on.
     """
-    files, _ = scan_folder(root)
-    return match(read_annotations(kind, annotation_files(kind, annotations, base or Path())), files, root)
+    files, others = scan_folder(root)
+    found = match(read_annotations(kind, annotation_files(kind, annotations, base or Path())), files, root)
+    return replace(found, left_out=(*found.left_out, *others))
 
 
 def match(entries: Iterable[Annotation], files: Sequence[SourceFile], root: Path) -> Annotated:
@@ -84,12 +86,12 @@ def match(entries: Iterable[Annotation], files: Sequence[SourceFile], root: Path
         if not numbers and name != former:  # the segments of one video come one after another
             absent, former = absent + 1, name
             if len(absent_names) < NAMES_KEPT:
-                absent_names.append(name)
+                absent_names.append(utf8(name))
         for number in numbers:
             own = gathered.setdefault(number, _Gathered())
             own.splits.add(entry.split)
-            own.clips.add((entry.span, entry.label))
-            own.url = max(own.url, entry.url)
+            own.clips.add((entry.span, utf8(entry.label)))
+            own.url = max(own.url, utf8(entry.url))
     both = [files[number].path for number, own in gathered.items() if len(own.splits) > 1]
     several = [files[number].path for number, own in gathered.items() if max(Counter(span for span, label in own.clips if label).values(), default=0) > 1]
     return Annotated(

@@ -85,7 +85,7 @@ def read_annotations(kind: str, files: Iterable[AnnotationFile]) -> Iterator[Ann
     for file in files:
         try:
             yield from READERS[kind](file)
-        except (OSError, EOFError, ValueError, csv.Error, LookupError, TypeError, AttributeError) as error:
+        except (OSError, EOFError, ValueError, csv.Error, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(
                 f"{file.path} is no annotation file of {kind}", expected=f"the format of {EXAMPLES[kind]}", found=f"{type(error).__name__}: {error}",
                 remedy="name the file that the authors of the data set publish, or another kind",

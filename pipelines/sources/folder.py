@@ -20,6 +20,7 @@ VIDEO_SUFFIXES = frozenset(
 )
 NAMES_KEPT = 10_000  # of the files left out for one reason; their count is exact
 NAMES_SHOWN = 3
+HIDDEN = "hidden files and folders, which are not looked at"
 
 
 @dataclass(frozen=True, slots=True)  # a pool may have millions
@@ -69,45 +70,66 @@ def left_out(reason: str, names: Iterable[str]) -> list[LeftOut]:
     return [LeftOut(reason, len(listed), tuple(listed[:NAMES_KEPT]))] if listed else []
 
 
-def scan_folder(root: Path) -> tuple[list[SourceFile], Counter[str]]:
-    """Candidate files below `root`, sorted by path, and how many other files there are by suffix.
+def utf8(text: str) -> str:
+    """The text as tables and records can hold it: what is no Unicode (half of a character, odd bytes of a name) is spelled out."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
-    Candidates are regular files with a common video suffix; hidden files and folders are not looked at.
+
+def scan_folder(root: Path, below: bool = True) -> tuple[list[SourceFile], tuple[LeftOut, ...]]:
+    """Candidate files in `root` and, with `below`, in its subfolders, sorted by path, and what else is there.
+
+    Candidates are regular files with a common video suffix. Hidden files and folders and links to folders are left out by
+    name, and so is every candidate that cannot be taken in; other files are counted by suffix.
     """
-    return scan_suffixes(root, VIDEO_SUFFIXES)
+    return scan_suffixes(root, VIDEO_SUFFIXES, below)
 
 
-def scan_suffixes(root: Path, suffixes: frozenset[str]) -> tuple[list[SourceFile], Counter[str]]:
-    """As `scan_folder`, for files with other suffixes (lower case, with the dot)."""
+def scan_suffixes(root: Path, suffixes: frozenset[str], below: bool = True) -> tuple[list[SourceFile], tuple[LeftOut, ...]]:
+    """As `scan_folder`, for files with other suffixes (lower case, with the dot); videos among the other files are named."""
     found: list[SourceFile] = []
-    ignored: Counter[str] = Counter()
+    others: Counter[str] = Counter()
+    named: dict[str, list[str]] = {}
+
+    def leave_out(reason: str, name: str) -> None:
+        named.setdefault(reason, []).append(utf8(name))
 
     def cannot_list(error: OSError) -> None:
-        logger.warning("%s cannot be listed (%s): its files are not in the pool", error.filename, error.strerror)
+        logger.warning("%s cannot be listed (%s): its files are not taken in", utf8(str(error.filename)), error.strerror)
+        leave_out("folders that cannot be listed", f"{error.filename} ({error.strerror})")
 
     for folder, subfolders, names in os.walk(root, onerror=cannot_list):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in sorted(names):
+        for name in subfolders if below else ():
+            path = Path(folder, name)
             if name.startswith("."):
-                continue
+                leave_out(HIDDEN, str(path))
+            elif path.is_symlink():  # they may lead in circles, or out to the whole disk
+                leave_out("links to folders, which are not followed", str(path))
+        subfolders[:] = sorted(name for name in subfolders if below and not name.startswith("."))
+        for name in sorted(names):
             path = Path(folder, name)
             suffix = path.suffix.lower()
-            try:
-                status = path.stat()
-                str(path).encode()  # tables and records are UTF-8
-            except OSError:
-                ignored["broken links"] += 1
-                continue
-            except UnicodeEncodeError:
-                ignored["names that are not UTF-8"] += 1
-                continue
-            if suffix not in suffixes:
-                ignored[suffix or "no suffix"] += 1
-            elif not stat.S_ISREG(status.st_mode):
-                ignored["not regular files"] += 1
+            if name.startswith("."):
+                if suffix in suffixes:
+                    leave_out(HIDDEN, str(path))
+            elif suffix in suffixes:
+                try:
+                    status = path.stat()
+                except OSError as error:
+                    leave_out("broken links, and files that cannot be looked at", f"{path} ({error.strerror})")
+                    continue
+                if utf8(str(path)) != str(path):
+                    leave_out("names that are not UTF-8", str(path))
+                elif not stat.S_ISREG(status.st_mode):
+                    leave_out("not regular files", str(path))
+                else:
+                    found.append(SourceFile(str(path), status.st_size, status.st_mtime_ns))
+            elif suffix in VIDEO_SUFFIXES:
+                leave_out("video files, which this kind of source does not take in", str(path))
             else:
-                found.append(SourceFile(str(path), status.st_size, status.st_mtime_ns))
-    return sorted(found, key=lambda file: file.path), ignored
+                others[utf8(suffix) or "no suffix"] += 1
+    listed = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
+    counted = [LeftOut(f"others ignored ({listed})", others.total())] if others else []
+    return sorted(found, key=lambda file: file.path), (*counted, *(part for reason in sorted(named) for part in left_out(reason, named[reason])))
 
 
 def has_video(root: Path) -> bool:
@@ -121,9 +143,8 @@ def has_video(root: Path) -> bool:
 
 def list_folder(path: Path, root: Path) -> Listing:
     """The candidate files below a folder."""
-    files, ignored = scan_folder(path)
-    listed = ", ".join(f"{count} {suffix}" for suffix, count in sorted(ignored.items()))
-    return Listing(tuple(files), (LeftOut(f"others ignored ({listed})", ignored.total()),) if ignored else ())
+    files, others = scan_folder(path)
+    return Listing(tuple(files), others)
 
 
 def insist_on_folder(root: Path, kinds: str, remedy: str) -> None:

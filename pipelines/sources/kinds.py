@@ -99,8 +99,11 @@ def _kind_of_table(path: Path) -> str:
     """A manifest, unless a CSV has the columns of an annotated kind and no `path`."""
     if path.suffix.lower() != ".csv" or not path.is_file():
         return MANIFEST
-    with open(path, encoding="utf-8-sig", errors="replace", newline="") as handle:
-        header = [name.strip().lower() for name in next(csv.reader(handle), [])]
+    try:
+        with open(path, encoding="utf-8-sig", errors="replace", newline="") as handle:
+            header = [name.strip().lower() for name in next(csv.reader(handle), [])]
+    except (OSError, csv.Error):
+        return MANIFEST  # whose reader says what is wrong
     if "path" in header:
         return MANIFEST
     return next((kind for kind, column in _COLUMNS.items() if column in header), MANIFEST)
@@ -138,7 +141,7 @@ def _insist_on_place(kind: str, path: Path, root: Path) -> None:
 def _nothing_usable(kind: str, path: Path, root: Path, listing: Listing) -> InputError:
     """The error for a source that gives no file."""
     if kind == TARS:
-        return tars.nothing_inside(path)
+        return tars.nothing_usable(path, listing)
     others = "; ".join(map(str, listing.left_out))
     if kind == FOLDER:
         return InputError(f"{path} has no video file", expected=EXPECTED, found=others or "only empty folders", remedy=REMEDY)

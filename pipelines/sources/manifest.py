@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import InputError
-from pipelines.sources.folder import Listing, SourceFile, left_out
+from pipelines.sources.folder import Listing, SourceFile, left_out, utf8
 from pipelines.video.media import media_stat
 
 logger = logging.getLogger("tubelet.sources")
@@ -33,13 +33,14 @@ def facts_of(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _text(value: Any) -> str:
-    return "" if value is None or isinstance(value, dict | list) else str(value).strip()
+    return "" if value is None or isinstance(value, dict | list) else utf8(str(value)).strip()
 
 
 def read_rows(path: Path, needed: tuple[str, ...]) -> tuple[list[str], Iterator[dict[str, str]]]:
     """(column names in lower case, rows of text, one after another) of a table; a missing cell is "".
 
-    Raises `InputError` when it cannot be read, lacks a needed column, or, at such a row, when a row does not fit.
+    Raises `InputError` when it cannot be read, lacks a needed column or has one twice, or, at such a row, when a row does
+    not fit.
     """
     columns, rows = _parquet_rows(path) if path.suffix.lower() == ".parquet" else _csv_rows(path)
     missing = [name for name in needed if name not in columns]
@@ -47,6 +48,12 @@ def read_rows(path: Path, needed: tuple[str, ...]) -> tuple[list[str], Iterator[
         raise InputError(
             f"{path} has no column {', '.join(missing)}", expected="the columns " + ", ".join(needed) + " in the first line",
             found=", ".join(columns) or "nothing", remedy="name the columns in the header; cells are separated by commas (tabs in a .tsv)",
+        )  # fmt: skip
+    twice = [name for name in sorted({*needed, "path", *FACTS, *SPELLINGS}) if columns.count(name) > 1]
+    if twice:
+        raise InputError(
+            f"{path} has more than one column {', '.join(twice)}", expected="each column once, in upper or lower case", found=", ".join(columns),
+            remedy="keep one of them, or rename the others",
         )  # fmt: skip
     return columns, rows
 
@@ -90,9 +97,10 @@ def _parquet_rows(path: Path) -> tuple[list[str], Iterator[dict[str, str]]]:
         try:
             with pq.ParquetFile(path) as table:
                 for batch in table.iter_batches():
-                    for row in batch.to_pylist():
-                        yield {name: "" if value is None else str(value) for name, value in zip(columns, row.values(), strict=True)}
-        except (OSError, pa.ArrowException) as error:
+                    # Not batch.to_pylist(): its rows are mappings, in which columns of one name are one.
+                    for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                        yield {name: "" if value is None else str(value) for name, value in zip(columns, row, strict=True)}
+        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
             raise _unreadable(path, error) from error
 
     return columns, rows()

@@ -2,8 +2,8 @@
 
 `sources/<name>.json` in the store holds a source; `batches/<key>.json` holds the files one batch took in, each by path,
 size, modification time and what the source says of it; `left_out/<name>.json` what the source holds and nobody took in.
-A file belongs to a new batch when no batch has it just so, so a changed file comes again and its newest batch supersedes
-the older ones; a vanished file stays recorded where it was.
+A file belongs to a new batch when the newest batch with its path does not have it just so: a changed file comes again and
+its newest batch supersedes the older ones; a vanished file stays recorded where it was.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -86,13 +85,13 @@ def register_source(
     store: Store,
     name: str,
     path: str | Path,
-    licence: str = "",
-    uploader: str = "",
+    licence: str | None = None,
+    uploader: str | None = None,
     *,
     kind: str | None = None,
     root: str | Path | None = None,
 ) -> Source:
-    """Register `path` under `name`; registering the same again updates licence and uploader.
+    """Register `path` under `name`; registering the same again updates those of licence and uploader that are given.
 
     `kind` and `root` as for `kinds.describe_source`, whose errors are raised too; `InputError` also when `name` cannot name
     a partition, or already stands for something else.
@@ -105,7 +104,7 @@ def register_source(
     found = kinds.describe_source(path, kind, root)
     for told in found.left_out:
         logger.info("%s: %d candidate files; %s", found.path, len(found.files), told)
-    source = Source(name, found.path, licence, uploader, found.kind, "" if found.root == found.path else found.root)
+    source = Source(name, found.path, licence or "", uploader or "", found.kind, "" if found.root == found.path else found.root)
     record = store.root / "sources" / f"{name}.json"
     if record.exists():
         known = Source(**json.loads(record.read_text()))
@@ -114,6 +113,9 @@ def register_source(
                 f"source {name} already stands for something else", expected=" ".join(known.place[:2]), found=" ".join(source.place[:2]),
                 remedy="register the new one under another name",
             )  # fmt: skip
+        source = replace(
+            source, licence=known.licence if licence is None else licence, uploader=known.uploader if uploader is None else uploader
+        )
         if known == source:
             return known
     with store.writing():
@@ -158,8 +160,13 @@ def source_digest(store: Store) -> str:
 
 
 def list_batches(store: Store) -> list[str]:
-    """Keys of all batches, sorted (so oldest first within a source)."""
-    return sorted(path.stem for path in (store.root / "batches").glob("*.json"))
+    """Keys of all batches, by source and within a source oldest first."""
+    return sorted((path.stem for path in (store.root / "batches").glob("*.json")), key=_source_and_number)
+
+
+def _source_and_number(key: str) -> tuple[str, int]:
+    source, _, number = key.rpartition("-")
+    return source, int(number) if number.isdecimal() else 0
 
 
 def read_batch(store: Store, key: str) -> Batch:
@@ -175,59 +182,58 @@ def read_batch(store: Store, key: str) -> Batch:
     return Batch(**{**record, "files": files, "poison": tuple(record.get("poison", ()))})
 
 
-def new_batches(store: Store) -> list[str]:
-    """Put every candidate file that no batch has yet, and those that deserve another try, into one new batch for its
-    source; returns the new keys."""
+def new_batches(store: Store, *, retry_poison: bool = False) -> list[str]:
+    """Put every candidate file that is new or has changed, and those that deserve another try, into one new batch for its
+    source; returns the new keys. With `retry_poison` files whose tries are used up are opened once more."""
     batches = [read_batch(store, key) for key in list_batches(store)]
+    poison = () if retry_poison else poison_list(store)
     made = []
     for source in list_sources(store):
         own = [batch for batch in batches if batch.source == source.name]
-        known = {file for batch in own for file in batch.files}
-        paths = {file.path for file in known}
+        newest = {file.path: replace(file, tries=0) for batch in own for file in batch.files}
         listing = present_files(source)
         _write_left_out(store, source, listing)
         # A file that a manifest names stays recorded where it was when it vanishes.
-        fresh = tuple(file for file in listing.files if file not in known and not (is_missing(file) and file.path in paths))
-        fresh += _to_try_again(store, own, listing)
-        if not fresh:
+        fresh = {file.path: file for file in listing.files if file != newest.get(file.path) and not (is_missing(file) and file.path in newest)}
+        tries = {path: count for path, count in _to_try_again(store, own, retry_poison).items() if path not in fresh}
+        again = [replace(file, tries=tries[file.path]) for file in listing.files if file.path in tries and not is_missing(file)]
+        if not fresh and not again:
             continue
-        batch = Batch(f"{source.name}-{len(own) + 1:04d}", source.name, fresh, source.licence, source.uploader, poison_list(store))
+        number = 1 + max((_source_and_number(batch.key)[1] for batch in own), default=0)
+        batch = Batch(f"{source.name}-{number:04d}", source.name, (*fresh.values(), *again), source.licence, source.uploader, poison)
         with store.writing():
             (store.root / "batches").mkdir(parents=True, exist_ok=True)
             write_atomic(store.root / "batches" / f"{batch.key}.json", json.dumps(batch.record, sort_keys=True))
-        again = sum(file.tries > 0 for file in fresh)
-        told = f", {again} of them to be tried again" if again else ""
-        logger.info("batch %s: %d files of source %s%s", batch.key, len(fresh), source.name, told)
+        told = f", {len(again)} of them to be tried again" if again else ""
+        logger.info("batch %s: %d files of source %s%s", batch.key, len(batch.files), source.name, told)
         made.append(batch.key)
     return made
 
 
-def _to_try_again(store: Store, own: list[Batch], listing: Listing) -> tuple[SourceFile, ...]:
-    """Unchanged files whose newest probe failed for a reason that may pass, as long as their tries are not used up.
+def _to_try_again(store: Store, own: list[Batch], retry_poison: bool) -> dict[str, int]:
+    """Paths whose newest probe failed for a reason that may pass, with their tries so far, until these are used up.
 
-    A file that hung or killed its worker, or could not be read, may have met a busy machine or a sick disk.
+    A file that hung or killed its worker, or could not be read, may have met a busy machine or a sick disk. With
+    `retry_poison` those come as well whose tries are used up.
     """
     newest = {file.path: batch for batch in own for file in batch.files}
     tried: dict[str, int] = {}
     for batch in own:
-        for path, attempts in _failed_for_now(store, batch.key):
-            if newest[path] is batch and attempts < RETRY_BUDGET:
-                tried[path] = attempts
-    before = {file.path: file for batch in own for file in batch.files}
-    return tuple(
-        replace(file, tries=tried[file.path]) for file in listing.files
-        if file.path in tried and (file.bytes, file.mtime_ns) == (before[file.path].bytes, before[file.path].mtime_ns) and not is_missing(file)
-    )  # fmt: skip
+        for row in _quarantined(store, batch.key):
+            may_pass = row["code"] in PASSING and not row["poison"] and row["attempts"] < RETRY_BUDGET
+            lifted = retry_poison and (row["code"] in PASSING or row["poison"])
+            if newest.get(row["path"]) is batch and (may_pass or lifted):
+                tried[row["path"]] = row["attempts"]
+    return tried
 
 
-def _failed_for_now(store: Store, key: str) -> Iterator[tuple[str, int]]:
-    """(path, tries so far) of a batch's files that failed for a reason that may pass."""
+def _quarantined(store: Store, key: str) -> list[dict[str, Any]]:
+    """Path, code, attempts, poison and sha256 of the files that the newest complete probe of a batch rejected."""
     from pipelines.schemas import QUARANTINE, read_table
 
-    for path in sorted((store.root / "artefacts" / "videos" / key).glob("*/quarantine.parquet")):
-        for row in read_table(path, QUARANTINE, columns=["path", "code", "attempts", "poison"]).to_pylist():
-            if row["code"] in PASSING and not row["poison"]:
-                yield row["path"], row["attempts"]
+    probes = store.made("videos", key)
+    columns = ["path", "code", "attempts", "poison", "sha256"]
+    return read_table(probes[-1].file("quarantine.parquet"), QUARANTINE, columns=columns).to_pylist() if probes else []
 
 
 def _write_left_out(store: Store, source: Source, listing: Listing) -> None:
@@ -243,14 +249,27 @@ def _write_left_out(store: Store, source: Source, listing: Listing) -> None:
         logger.info("source %s leaves out: %s", source.name, told)
 
 
-def poison_list(store: Store) -> tuple[str, ...]:
-    """sha256 of every file that used up its tries by hanging or killing its worker, in any probe so far; sorted."""
-    from pipelines.schemas import QUARANTINE, read_table
+def rejects_left(store: Store, batch: Batch) -> list[str]:
+    """Those files that the newest probe of a batch rejected, that its source still gives and that no later batch took in again.
 
-    found: set[str] = set()
-    for path in sorted((store.root / "artefacts" / "videos").glob("*/*/quarantine.parquet")):
-        table = read_table(path, QUARANTINE, columns=["sha256", "poison"])
-        found |= {digest for digest, poison in zip(*(column.to_pylist() for column in table.columns), strict=True) if poison and digest}
+    Nothing else can be mended or removed. Raises `InputError` when the source's place is gone.
+    """
+    later = set(superseded(store).get(batch.key, ()))
+    given = {file.path for source in list_sources(store) if source.name == batch.source for file in present_files(source).files}
+    left = given - later
+    return [row["path"] for row in _quarantined(store, batch.key) if row["path"] in left]
+
+
+def poison_list(store: Store) -> tuple[str, ...]:
+    """sha256 of every file that used up its tries by hanging or killing its worker, and never decoded since; sorted."""
+    from pipelines.schemas import VIDEOS, read_table
+
+    probed = [path.name for path in (store.root / "artefacts" / "videos").glob("[!.]*")]
+    found = {row["sha256"] for key in probed for row in _quarantined(store, key) if row["poison"] and row["sha256"]}
+    if found:
+        for key in probed:
+            for probe in store.made("videos", key)[-1:]:
+                found -= set(read_table(probe.file("videos.parquet"), VIDEOS, columns=["sha256"]).column("sha256").to_pylist())
     return tuple(sorted(found))
 
 

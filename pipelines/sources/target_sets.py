@@ -1,7 +1,7 @@
 """Target sets: which labelled videos the encoder should become good at, and which evaluate it and must stay out of the pool.
 
-A root is a folder of sets laid out as `<set>/train/<label>/*.mp4` and `<set>/eval/<label>/*.mp4`, a YAML file that names
-sets of several kinds, or a folder with such a file, `targets.yaml`, in it:
+A root is a folder of sets laid out as `<set>/train/<label>/*.mp4` and `<set>/eval/<label>/*.mp4` (files right in train/ and
+eval/ have no label), a YAML file that names sets of several kinds, or a folder with such a file, `targets.yaml`, in it:
 
     sets:
       ssv2: {kind: ssv2, root: /data/ssv2/videos, annotations: /data/ssv2/labels, weight: 0.75}
@@ -26,10 +26,10 @@ import yaml
 
 from pipelines.errors import InputError
 from pipelines.identity import digest_of
-from pipelines.recipes import PRESETS, Part
+from pipelines.recipes import Part
 from pipelines.sources import annotated, manifest
 from pipelines.sources.annotations import split_of
-from pipelines.sources.folder import first_names, scan_folder
+from pipelines.sources.folder import HIDDEN, first_names, left_out, scan_folder
 
 logger = logging.getLogger("tubelet.sources")
 
@@ -57,7 +57,8 @@ class SetConfig(Part):
 class TargetFiles:
     """The files of one label of one split of one set; `weight` is the set's share of the selection (sums to 1 over sets).
 
-    Where the samples are segments, `spans` has (start, end) in s for each entry of `files`; else it is empty.
+    `spans` has for each entry of `files` its segment (start, end) in s, or None where the whole video is the sample; it is
+    empty where all are whole.
     """
 
     name: str
@@ -65,7 +66,7 @@ class TargetFiles:
     split: str
     label: str
     files: list[str]
-    spans: tuple[Span, ...] = ()
+    spans: tuple[Span | None, ...] = ()
     licence: str = ""
 
 
@@ -76,6 +77,7 @@ Samples = dict[tuple[str, str], list[Sample]]
 
 def read_targets_root(root: Path) -> list[TargetFiles]:
     """What is in a root, sorted by set, split and label; raises `InputError` when it is not laid out as it must be."""
+    root = root.expanduser().absolute()
     remedy = f"lay the target sets out as {LAYOUT}, or name a YAML file with sets:"
     if not root.exists():
         raise InputError(f"{root} is not a folder", expected=LAYOUT, found="nothing there", remedy=remedy)
@@ -94,7 +96,7 @@ def read_targets_root(root: Path) -> list[TargetFiles]:
         samples = _samples(name, sets[name], base)
         for split in SPLITS:
             parts = [
-                TargetFiles(name, weights[name], split, label, [path for path, _ in listed], tuple(span for _, span in listed if span), sets[name].licence)
+                TargetFiles(name, weights[name], split, label, [path for path, _ in listed], _spans(listed), sets[name].licence)
                 for (own, label), listed in sorted(samples.items()) if own == split and listed
             ]  # fmt: skip
             if not parts:
@@ -106,11 +108,16 @@ def read_targets_root(root: Path) -> list[TargetFiles]:
     return found
 
 
+def _spans(listed: list[Sample]) -> tuple[Span | None, ...]:
+    spans = tuple(span for _, span in listed)
+    return spans if any(spans) else ()
+
+
 def read_file(path: Path) -> dict[str, Any]:
     """The content of a targets file; raises `InputError` when it is no mapping of the known keys."""
     try:
         content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, OSError, RecursionError) as error:
         raise InputError(f"{path} cannot be read", expected="a YAML file", found=str(error), remedy="mend the file") from error
     known = {"sets", "weights", "relative_weights"}
     content = {} if content is None else content
@@ -171,10 +178,10 @@ def _expected(config: SetConfig) -> str:
 def _samples(name: str, config: SetConfig, base: Path) -> Samples:
     """The samples of one set, sorted; raises `InputError` when its place or its annotations are missing."""
     if config.kind == "manifest":
-        return _from_manifest(base / _needed(name, config, "path"), base / config.root if config.root else None)
-    root = (base / Path(_needed(name, config, "root")).expanduser()).absolute()
+        return _from_manifest(base / Path(_needed(name, config, "path")).expanduser(), base / Path(config.root).expanduser() if config.root else None)
+    root = base / Path(_needed(name, config, "root")).expanduser()
     if config.kind == "folder":
-        return _from_folder(root)
+        return _from_folder(name, root)
     named = config.annotations if config.annotations is not None else str(root)
     found = annotated.annotated_or_error(config.kind, named, root, base)
     for told in found.left_out:
@@ -203,13 +210,32 @@ def _limited(clips: tuple[annotated.Clip, ...], limit: int) -> Iterable[annotate
     return [clips[(2 * number + 1) * len(clips) // (2 * limit)] for number in range(limit)]
 
 
-def _from_folder(root: Path) -> Samples:
+def _from_folder(name: str, root: Path) -> Samples:
+    """Files below each label's folder, which may be a link, and those right in a split's folder, without a label.
+
+    Raises `InputError` when some video cannot be reached: it would neither be aimed at nor kept out of the pool.
+    """
     samples: Samples = {}
-    for split in SPLITS:
-        folder = root / split
-        for place in sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []:
-            samples[split, place.name] = [(file.path, None) for file in scan_folder(place)[0]]
+    for split in (split for split in SPLITS if (root / split).is_dir()):
+        samples[split, ""] = _videos_in(name, root / split, below=False)
+        for place in sorted(path for path in (root / split).iterdir() if path.is_dir()):
+            samples[split, place.name] = _videos_in(name, place)
+    for told in left_out("neither in train nor in eval", [path.name for path in root.iterdir() if path.name not in SPLITS] if samples else []):
+        logger.info("target set %s: %s", name, told)
     return samples
+
+
+def _videos_in(name: str, place: Path, below: bool = True) -> list[Sample]:
+    files, others = scan_folder(place, below)
+    for told in others:
+        logger.info("target set %s: %s", name, told)
+    lost = [str(told) for told in others if told.names and told.reason != HIDDEN]
+    if lost:
+        raise InputError(
+            f"target set {name} has videos that cannot be reached", expected=f"files and folders below {place} that can be read", found="; ".join(lost),
+            remedy="mend them or take them away; only a label's own folder may be a link",
+        )  # fmt: skip
+    return [(file.path, None) for file in files]
 
 
 def _from_manifest(path: Path, root: Path | None) -> Samples:
@@ -253,11 +279,3 @@ def root_digest(root: Path) -> str:
 def recorded(part: TargetFiles) -> dict[str, Any]:
     """A part as JSON-able data, without what is empty."""
     return {name: value for name, value in asdict(part).items() if value not in ("", ()) or name == "label"}
-
-
-def preset_file(name: str) -> Path:
-    """The targets file that ships under a name, to be copied and completed with roots; `InputError` for another name."""
-    files = {path.stem: path for path in sorted((PRESETS / "targets").glob("*.yaml"))}
-    if name not in files:
-        raise InputError(f"no target preset {name}", expected="one of " + ", ".join(files), found=name, remedy="name one of these")
-    return files[name]

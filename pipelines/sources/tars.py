@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -19,22 +18,25 @@ from typing import Any
 from pipelines.errors import InputError
 from pipelines.sources.folder import (
     VIDEO_SUFFIXES,
+    LeftOut,
     Listing,
     SourceFile,
     first_names,
     insist_on_folder,
     left_out,
     scan_suffixes,
+    utf8,
 )
 from pipelines.sources.manifest import facts_of
-from pipelines.video.media import TarTable, member_path, tar_table
+from pipelines.video.media import TarTable, display_name, member_path, tar_table
 
 logger = logging.getLogger("tubelet.sources")
 
 TAR = frozenset({".tar"})
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar.lz4")
+BESIDE = frozenset({".parquet", ".json"})  # video2dataset's tables and statistics, beside the tars
 MEMBER_SUFFIXES = VIDEO_SUFFIXES | {".video"}
-SUCCESS = "success"  # video2dataset's word for a sample that was downloaded and processed
+FAILED = "failed_to_"  # how video2dataset's words for a sample that it lacks begin (download, subsample); others are the data set's own
 SHARDS_KEPT = 1024  # listings of tars kept per process
 KINDS = "a .tar, or a folder of .tar files, with videos in them (WebDataset)"
 
@@ -58,7 +60,7 @@ def is_compressed(path: Path) -> bool:
 
 def list_tars(path: Path, root: Path) -> Listing:
     """The videos in a tar, or in every tar below a folder, sorted by path; a damaged tar gives what can be read of it."""
-    tars = tars_of(path)
+    tars, compressed, others = _found_at(path)
     shards = [read_shard(tar) for tar in tars]
 
     def every(field: str) -> list[str]:
@@ -67,26 +69,34 @@ def list_tars(path: Path, root: Path) -> Listing:
     return Listing(
         tuple(sorted((file for shard in shards for file in shard.files), key=lambda file: file.path)),
         (
-            *left_out("compressed tars, which are not read", [str(tar) for tar in compressed_tars(path)]),
+            *left_out("compressed tars, which are not read", [str(tar) for tar in compressed]),
             *left_out("samples without a video whose download failed", every("failed")),
             *left_out("samples without a video", every("without_video")),
             *left_out("members that are in their tar more than once, of which the last counts", every("repeated")),
             *left_out("json sidecars that cannot be read, whose videos are taken in without", every("bad_sidecars")),
             *left_out("tars with names that are not UTF-8", [str(tar) for tar, shard in zip(tars, shards, strict=True) if shard.unnamed]),
+            *others,
         ),
     )  # fmt: skip
 
 
+def _found_at(path: Path) -> tuple[list[Path], list[Path], tuple[LeftOut, ...]]:
+    """(tars, compressed tars, what else is left out) of a folder, sorted, or of the tar itself."""
+    if not path.is_dir():
+        return [path], [path] if is_compressed(path) else [], ()
+    files, others = scan_suffixes(path, TAR | BESIDE | {Path(ending).suffix for ending in COMPRESSED})
+    places = [Path(file.path) for file in files]
+    return [place for place in places if place.suffix.lower() in TAR], [place for place in places if is_compressed(place)], others
+
+
 def tars_of(path: Path) -> list[Path]:
     """The tar itself, or all tars below a folder, sorted."""
-    return [Path(file.path) for file in scan_suffixes(path, TAR)[0]] if path.is_dir() else [path]
+    return _found_at(path)[0]
 
 
 def compressed_tars(path: Path) -> list[Path]:
     """The compressed tars that a path names or a folder holds, sorted."""
-    if not path.is_dir():
-        return [path] if is_compressed(path) else []
-    return sorted(Path(folder, name) for folder, _, names in os.walk(path) for name in names if is_compressed(Path(name)))
+    return _found_at(path)[1]
 
 
 def tars_or_error(path: Path) -> None:
@@ -175,7 +185,7 @@ def _json_sidecars(tar: Path, table: TarTable) -> tuple[dict[str, Mapping[str, A
             handle.seek(start)
             try:
                 record = json.loads(handle.read(length))
-            except ValueError:
+            except (ValueError, RecursionError):
                 record = None
             if isinstance(record, dict):
                 records[_key(name)] = {**records.get(_key(name), {}), **record}
@@ -216,14 +226,20 @@ def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _failure(record: Mapping[str, Any]) -> str:
     """Why video2dataset marked a sample as failed; "" when it did not."""
-    status = record.get("status")
-    if status in (None, "", SUCCESS):
+    status = str(record.get("status"))
+    if not status.startswith(FAILED):
         return ""
-    return f"video2dataset: {status}" + (f": {record['error_message']}" if record.get("error_message") else "")
+    return utf8(f"video2dataset: {status}" + (f": {record['error_message']}" if record.get("error_message") else ""))
 
 
-def nothing_inside(path: Path) -> InputError:
-    """The error for tars without any video: what is in them instead."""
+def nothing_usable(path: Path, listing: Listing) -> InputError:
+    """The error for tars that give no video: what is wrong with those in them, or what is in them instead."""
+    problems = [f"{display_name(file.path)}: {file.problem}" for file in listing.files if file.problem]
+    if problems:
+        return InputError(
+            f"{path} has no video that can be taken in", expected="videos whose download did not fail, in tars that can be read",
+            found=first_names(problems), remedy="download them again, or name other tars",
+        )  # fmt: skip
     inside: Counter[str] = Counter()
     for tar in tars_of(path):
         inside += Counter(PurePosixPath(name).suffix.lower() or "no suffix" for name in tar_table(tar).members)

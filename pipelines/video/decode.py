@@ -28,15 +28,16 @@ Frames = NDArray[np.uint8]
 def open_video(path: str | Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Open a file or tar member and its first moving-picture stream (cover art is none); one decoder thread.
 
-    Raises `InputError` when there is no video stream and `av.FFmpegError` when FFmpeg cannot open the file.
+    Raises `InputError` when there is no video stream or FFmpeg has no decoder for it, and `av.FFmpegError` when
+    FFmpeg cannot open the file.
     """
     with av.open(media_url(path)) as container:
         streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
-        if not streams:
+        if not streams or streams[0].codec_context is None:
+            found = "a video stream of a codec that FFmpeg has no decoder for" if streams else f"{len(container.streams)} other streams"
             raise InputError(
-                f"{path} has no video stream", expected="a moving picture", found=f"{len(container.streams)} other streams",
-                remedy="leave it out of the pool",
-            )  # fmt: skip
+                f"{path} has no video stream that can be decoded", expected="a moving picture", found=found, remedy="leave it out of the pool"
+            )
         stream = streams[0]
         stream.thread_type = "NONE"  # one thread: callers run several files side by side
         yield container, stream
@@ -59,13 +60,11 @@ class Clock:
         self.step = max(1, round(1 / (rate * time_base_of(stream))))
         self.counts = container.format.name == "avi" and bool(stream.codec_context.has_b_frames)
         self._last: int | None = None
-        self.guessed = 0
 
     def pts(self, frame: av.VideoFrame) -> int:
         value = None if self.counts else frame.pts
         if value is None:
             value = 0 if self._last is None else self._last + self.step
-            self.guessed += 1
         self._last = value
         return value
 
@@ -91,11 +90,11 @@ def to_array(frame: av.VideoFrame, size: tuple[int, int] | None = None, pixels: 
 def timed_frames(path: str | Path, first_pts: int | None = None) -> Iterator[tuple[int, av.VideoFrame]]:
     """(pts, frame) in presentation order, from the start or from the last keyframe at or before `first_pts`.
 
-    Where seeking lands late, loses the time stamps or would give other pictures, the file is decoded from its start, so
-    frames never differ between the two ways.
+    Where seeking fails, lands late, loses the time stamps or would give other pictures, the file is decoded from its start,
+    so frames never differ between the two ways. Raises `av.FFmpegError` when it cannot be decoded through either.
     """
     last: int | None = None
-    with contextlib.suppress(_Astray), open_video(path) as (container, stream):
+    with contextlib.suppress(_Astray, av.FFmpegError), open_video(path) as (container, stream):
         if first_pts is not None and first_pts > (stream.start_time or 0) and not Clock(container, stream).counts:
             for last, frame in _jump(container, stream, first_pts):
                 yield last, frame

@@ -1,13 +1,12 @@
 """What is kept of a clip's pictures to recognise its copies: its look, and a fingerprint of the look's bits.
 
-A look is eight small grey pictures, each the mean over an eighth of the clip, so that a frame more or less at its ends
-changes little. The fingerprint is 1024 bits: difference hashes of the eight pictures, and where each differs from the
+A look is eight small grey pictures, one from the middle of each eighth of the clip, so that a frame more or less at its
+ends changes little. The fingerprint is 1024 bits: difference hashes of the eight pictures, and where each differs from the
 clip's mean, because clips from one fixed camera differ only where something moves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,29 +20,6 @@ NEIGHBOUR_STEP = 2.0  # grey levels; at or below it coding noise decides the sig
 CHANGE_STEP = 2.0  # grey levels above the clip's mean picture
 BAR_FLAT, BAR_DARK = 8, 48  # grey levels: a bar varies no more over cells and pictures, and is no brighter
 BAR_KEEP = 0.3  # of a side; a picture that would be cut below it is dark, not barred
-
-
-def cell_grid(image: NDArray[np.uint8], rows: int = CELLS, columns: int = CELLS) -> NDArray[np.uint8]:
-    """(rows, columns) uint8 mean brightness of a grey image (H, W) of any size."""
-    import cv2
-
-    return cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
-
-
-def average_look(grids: NDArray[np.uint8], stamps: NDArray[np.int64] | Sequence[float], end: float) -> NDArray[np.uint8]:
-    """(8, 24, 24) uint8 look of a clip: in each eighth of its time, the mean of the pictures shown in it.
-
-    `grids` (T, 24, 24) uint8 are pictures of the clip, shown from `stamps` (T,), ascending, each until the next and the
-    last until `end` (one unit for both, pts or s). Re-timing a clip leaves its look as it is.
-    """
-    starts = np.asarray(stamps, np.float64)
-    ends = np.append(starts[1:], max(float(end), starts[-1] + 1e-9))
-    borders = np.linspace(starts[0], ends[-1], PICTURES + 1)
-    shown = np.minimum(borders[1:, None], ends[None]) - np.maximum(borders[:-1, None], starts[None])  # (8, T)
-    weights = np.maximum(shown, 0.0)
-    weights /= weights.sum(axis=1, keepdims=True)
-    means = weights @ np.asarray(grids, np.float64).reshape(len(starts), -1)
-    return means.round().astype(np.uint8).reshape(PICTURES, *np.shape(grids)[1:])
 
 
 def bar_boxes(looks: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -105,8 +81,3 @@ def fingerprints(looks: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def fingerprint(look: NDArray[np.uint8]) -> str:
     """Hex text (256 characters) of one look (8, 24, 24)."""
     return fingerprints(look[None])[0].tobytes().hex()
-
-
-def unpack(texts: Sequence[str]) -> NDArray[np.uint8]:
-    """(N, 128) uint8 packed bits of fingerprints as text."""
-    return np.frombuffer(bytes.fromhex("".join(texts)), np.uint8).reshape(len(texts), BITS // 8)

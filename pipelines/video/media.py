@@ -14,13 +14,15 @@ import posixpath
 import stat
 import tarfile
 from dataclasses import dataclass
-from hashlib import file_digest
+from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any
 
 from pipelines.errors import InputError
+from pipelines.video.workers import beat
 
 SEPARATOR = "::"
+CHUNK = 1 << 20  # bytes hashed between two signs of life
 TABLES_KEPT = 64  # offset tables of the tars last used, per process: files of one tar come one after another
 
 
@@ -104,9 +106,13 @@ def open_media(path: str | Path) -> IO[bytes]:
 
 
 def media_sha256(path: str | Path) -> str:
-    """Hex sha256 of a file's or a tar member's bytes."""
+    """Hex sha256 of a file's or a tar member's bytes; in a worker it gives signs of life. Raises `OSError` as `media_stat` does."""
+    digest = sha256()
     with open_media(path) as handle:
-        return file_digest(handle, "sha256").hexdigest()  # type: ignore[arg-type]
+        while chunk := handle.read(CHUNK):
+            digest.update(chunk)
+            beat()
+    return digest.hexdigest()
 
 
 def display_name(path: str | Path) -> str:
@@ -116,7 +122,8 @@ def display_name(path: str | Path) -> str:
 
 
 def tar_table(tar: str | Path) -> TarTable:
-    """The offset table of an uncompressed tar; read once per process while size and time stay the same.
+    """The offset table of an uncompressed tar; read once per process while size and time stay the same. In a worker it
+    gives signs of life.
 
     Raises `OSError` when it cannot be read and `InputError` when it is no uncompressed tar.
     """
@@ -133,6 +140,7 @@ def _read_table(tar: str, size: int, mtime_ns: int) -> TarTable:
         with tarfile.open(tar, "r:") as opened:
             try:
                 for member in opened:
+                    beat()
                     if not member.isreg() or member.issparse():
                         continue
                     name = _normal(member.name)

@@ -24,10 +24,11 @@ from pipelines.checks import Check
 from pipelines.errors import InputError, Reject
 from pipelines.parts import Part, open_parts
 from pipelines.schemas import QUARANTINE, VIDEOS, read_table, table_of, write_table
+from pipelines.sources.manifest import is_missing
 from pipelines.sources.registry import RETRY_BUDGET, Batch
 from pipelines.video.media import media_sha256, media_stat, open_media
 from pipelines.video.signals import Recorder, Signals, batch_of, read_signals, write_signals
-from pipelines.video.workers import Crew, Outcome, beat
+from pipelines.video.workers import Crew, Outcome, beat, tell
 
 logger = logging.getLogger("tubelet.video")
 
@@ -35,6 +36,7 @@ PROBE = "pipelines.video.probe:probe_recording"
 ATTEMPTS = 2  # tries of a file that hangs or kills its worker, in one probe; see also RETRY_BUDGET
 FILES_PER_PART = 32
 TRUNCATED_BELOW = 0.9  # share of declared frames (or seconds) that must come out; edit lists drop a few frames
+ENDLESS = 4  # times the file's bytes in packets (Matroska may pack them): it repeats itself, or is a list of other files
 MIN_DECODE_RATE = 0.5
 FACTS = ("url", "licence", "uploader", "language", "label")  # what a source may know of a file
 
@@ -48,7 +50,8 @@ class ProbeJob:
 
 
 def probe_file(path: str) -> dict[str, Any]:
-    """Probe one file: the measured columns of a `videos` row, or {"code": Reject, "detail": text}."""
+    """Probe one file: the measured columns of a `videos` row, or {"code": Reject, "detail": text}; both with its "bytes" and
+    "sha256" where it could be read."""
     return _probe(ProbeJob(path), record=False)[0]
 
 
@@ -62,15 +65,18 @@ def probe_recording(job: ProbeJob) -> tuple[dict[str, Any], Signals | None]:
 
 def _probe(job: ProbeJob, record: bool) -> tuple[dict[str, Any], Signals | None]:
     path = job.path
+    file: dict[str, Any] = {}  # told at once: a file that hangs or kills this worker is not read again for it
     try:
-        found = media_stat(path)
-        if found.bytes == 0:
-            return _reject(Reject.EMPTY_FILE, "0 bytes"), None
-        sha256 = media_sha256(path)
-    except OSError as error:
-        return _reject(Reject.UNREADABLE, str(error)), None
-    if sha256 in job.poison:
-        return {**_reject(Reject.POISON, "equal in bytes to a file that hung or killed its worker every time"), "sha256": sha256}, None
+        file["bytes"] = media_stat(path).bytes
+        tell(file)
+        if file["bytes"] == 0:
+            return {**_reject(Reject.EMPTY_FILE, "0 bytes"), **file}, None
+        file["sha256"] = media_sha256(path)
+        tell(file)
+    except (OSError, ValueError) as error:  # ValueError: no file can have this name, as with a NUL byte in it
+        return {**_reject(Reject.UNREADABLE, str(error)), **file}, None
+    if file["sha256"] in job.poison:
+        return {**_reject(Reject.POISON, "equal in bytes to a file that hung or killed its worker every time"), **file}, None
     import av  # here, so that a process that only reads tables does not load FFmpeg
 
     from pipelines.video.decode import open_video, time_base_of
@@ -80,13 +86,13 @@ def _probe(job: ProbeJob, record: bool) -> tuple[dict[str, Any], Signals | None]
     try:
         with open_video(path) as (container, stream):
             recorder = Recorder(time_base_of(stream)) if record else None
-            row = _measure(container, stream, recorder)
+            row = _measure(container, stream, recorder, ENDLESS * file["bytes"])
     except InputError as error:
         row = _reject(Reject.NO_VIDEO_STREAM, error.found)
     except av.FFmpegError as error:
         code = Reject.TRUNCATED if _looks_like_container(path) else Reject.NOT_A_VIDEO
         row = _reject(code, f"FFmpeg cannot open it: {error.strerror}")
-    return {**row, "sha256": sha256}, recorder.finish() if recorder is not None and "code" not in row else None
+    return {**row, **file}, recorder.finish() if recorder is not None and "code" not in row else None
 
 
 def _reject(code: Reject, detail: str) -> dict[str, Any]:
@@ -100,10 +106,10 @@ def _looks_like_container(path: str) -> bool:
     return head[4:8] in (b"ftyp", b"moov", b"mdat") or head.startswith((b"\x1aE\xdf\xa3", b"RIFF", b"OggS", b"FLV\x01"))
 
 
-def _measure(container: Any, stream: Any, recorder: Recorder | None) -> dict[str, Any]:
+def _measure(container: Any, stream: Any, recorder: Recorder | None, most_bytes: int) -> dict[str, Any]:
     """Decode everything once; columns of a `videos` row without the file's own (path, bytes, sha256, source).
 
-    `recorder` is given every frame.
+    `recorder` is given every frame. Packets of more than `most_bytes` are a reject, so that this ends.
     """
     import av
 
@@ -118,7 +124,11 @@ def _measure(container: Any, stream: Any, recorder: Recorder | None) -> dict[str
     errors: list[str] = []
     first: Any = None
     last: Any = None
-    packets = container.demux(stream)
+    # Matroska says how long the longest of its streams is, and not the others: how far all of them come is compared with it.
+    # An unfinished recording says nothing, and so does MPEG-TS, where a cut file is a shorter one.
+    promised_s = (container.duration or 0) / av.time_base if container.format.name == "matroska,webm" else 0.0
+    packets = container.demux(*(s for s in container.streams if s.index == stream.index or (promised_s and s.type in ("audio", "video"))))
+    read, reached_s = 0, 0.0
     while True:
         try:
             packet = next(packets, None)
@@ -128,6 +138,15 @@ def _measure(container: Any, stream: Any, recorder: Recorder | None) -> dict[str
         if packet is None:
             break
         beat()
+        stamp = packet.dts if packet.pts is None else packet.pts
+        own = packet.stream.index == stream.index
+        read += packet.size
+        if read > most_bytes:
+            return _reject(Reject.DECODE_ERROR, f"it gives more than {most_bytes} bytes of packets: it repeats itself, or is a list of other files")
+        if promised_s and packet.size and stamp is not None:
+            reached_s = max(reached_s, float((stamp + (packet.duration or own * clock.step)) * packet.time_base))
+        if not own:
+            continue
         if packet.size:
             payload.update(bytes(packet))
             discarded += packet.is_discard
@@ -154,8 +173,15 @@ def _measure(container: Any, stream: Any, recorder: Recorder | None) -> dict[str
     typical = int(np.median(steps)) if len(steps) else clock.step
     # The last picture may be held for long (slides, screen recordings): what the file says of it counts.
     duration_s = float((int(ordered[-1] - ordered[0]) + (last.duration or typical)) * base)
+    start_s = float(int(ordered[0]) * base)
     # Seconds where the container declares them: some (AVI) declare ticks where frames are meant.
-    covered = duration_s / float(stream.duration * base) if stream.duration else len(stamps) / max(declared, 1)
+    if stream.duration:
+        covered = duration_s / float(stream.duration * base)
+    elif promised_s > reached_s:
+        covered = (reached_s - start_s) / (promised_s - start_s)
+        note = f"; the file ends at {reached_s:.2f} of {promised_s:.2f} s{note}"
+    else:
+        covered = len(stamps) / max(declared, 1)
     if covered < TRUNCATED_BELOW and declared - len(stamps) != 1:  # one frame may be a large share of a tiny file
         return _reject(Reject.TRUNCATED, f"{len(stamps)} of {declared or '?'} declared frames, {duration_s:.2f} s decodable{note}")
     if errors:
@@ -170,7 +196,7 @@ def _measure(container: Any, stream: Any, recorder: Recorder | None) -> dict[str
         "declared_frames": declared, "frames": len(stamps), "duration_s": duration_s,
         "frame_rate": (len(stamps) - 1) / span_s if span_s > 0 else float(1 / (typical * base)),
         "variable_frame_rate": _is_variable(steps, base), "time_base_num": base.numerator,
-        "time_base_den": base.denominator, "start_pts": int(ordered[0]), "start_offset_s": float(int(ordered[0]) * base), "keyframes": keyframes,
+        "time_base_den": base.denominator, "start_pts": int(ordered[0]), "start_offset_s": start_s, "keyframes": keyframes,
     }  # fmt: skip
 
 
@@ -201,31 +227,30 @@ def probe_files(
     workers: int = 2,
     timeout_s: float = 30.0,
     progress: Callable[..., None] | None = None,
-    probe: str = PROBE,
     crew: Crew | None = None,
 ) -> Probed:
     """Probe `paths`; any exception in a worker becomes a row too.
 
     `facts` gives url, licence, uploader, language and label by path; `problems` why a path must not be opened at all,
     `tries` how often it was tried in vain before: with RETRY_BUDGET of them, a file that hangs or kills is poison.
-    `timeout_s` is how long a file may give no sign of life. `probe` names the function that workers run ("module:function"); `crew` is
-    one that runs it already.
+    `timeout_s` is how long a file may give no sign of life; `crew` is one for PROBE that runs already. Only the workers
+    open files, so one whose reads block cannot stop the others.
     """
     problems = problems or {}
     opened = [path for path in paths if path not in problems]
-    jobs = [ProbeJob(path, poison) for path in opened] if probe == PROBE else list(opened)
+    jobs = [ProbeJob(path, poison) for path in opened]
     with ExitStack() as stack:
-        crew = crew or stack.enter_context(Crew(probe, workers))
+        crew = crew or stack.enter_context(Crew(PROBE, workers))
         answers = dict(zip(opened, crew.map(jobs, timeout_s=timeout_s, attempts=ATTEMPTS, progress=progress), strict=True))
     found = Probed([], [], [])
     for path in paths:
-        common = {"path": path, "batch": batch, "source": source, "bytes": _bytes_of(path)}
-        outcome = answers.get(path) or Outcome((_reject(Reject.SOURCE_PROBLEM, problems.get(path, "")), None), attempts=0)
-        row, signals = _row_of(path, outcome, timeout_s)
+        common = {"path": path, "batch": batch, "source": source}
+        outcome = answers.get(path) or _not_opened(path, problems.get(path, ""))
+        row, signals = _row_of(outcome, timeout_s)
         if "code" in row:
             attempts = outcome.attempts + (tries or {}).get(path, 0)
             poisonous = row["code"] == Reject.POISON or (outcome.failure in ("timeout", "died") and attempts >= RETRY_BUDGET)
-            found.quarantine.append({"sha256": "", **common, **row, "attempts": attempts, "poison": poisonous})
+            found.quarantine.append({"bytes": 0, "sha256": "", **common, **row, "attempts": attempts, "poison": poisonous})
             logger.info("quarantined %s: %s (%s)", path, row["code"], row["detail"])
             continue
         found.videos.append({**common, **row, **dict.fromkeys(FACTS, ""), **(facts or {}).get(path, {})})
@@ -233,26 +258,21 @@ def probe_files(
     return found
 
 
-def _row_of(path: str, outcome: Outcome, timeout_s: float) -> tuple[dict[str, Any], Any]:
+def _row_of(outcome: Outcome, timeout_s: float) -> tuple[dict[str, Any], Any]:
     """The measured columns and the signals from a worker's outcome, or a reject."""
     if outcome.failure is None:
         return outcome.value
-    if outcome.failure == "error":
-        return _reject(Reject.DECODE_ERROR, outcome.detail), None
-    code = Reject.TIMEOUT if outcome.failure == "timeout" else Reject.WORKER_DIED
+    code = {"timeout": Reject.TIMEOUT, "died": Reject.WORKER_DIED}.get(outcome.failure, Reject.DECODE_ERROR)
     detail = f"no sign of life for {timeout_s:g} s" if outcome.failure == "timeout" else outcome.detail
-    try:
-        digest = media_sha256(path)  # the bytes can be read, it is the decoder that they hang or kill
-    except OSError:
-        digest = ""
-    return {**_reject(code, detail), "sha256": digest}, None
+    return {**_reject(code, detail), **(outcome.told or {})}, None
 
 
-def _bytes_of(path: str) -> int:
+def _not_opened(path: str, problem: str) -> Outcome:
     try:
-        return media_stat(path).bytes
-    except OSError:
-        return 0
+        size = media_stat(path).bytes
+    except (OSError, ValueError):
+        size = 0
+    return Outcome(({**_reject(Reject.SOURCE_PROBLEM, problem), "bytes": size}, None), attempts=0)
 
 
 def build_videos(
@@ -319,22 +339,40 @@ def gather_probed(folder: Path, pieces: Sequence[Part]) -> None:
 
 
 def check_videos(folder: Path, batch: Batch) -> dict[str, Check]:
-    """Blocking checks: each file of the batch is one row, and enough of the files decode (at least one)."""
-    videos = read_table(folder / "videos.parquet", VIDEOS)
-    quarantine = read_table(folder / "quarantine.parquet", QUARANTINE)
-    rows = sorted(videos.column("path").to_pylist() + quarantine.column("path").to_pylist())
-    codes = Counter(quarantine.column("code").to_pylist())
-    listed = ", ".join(f"{count} {code}" for code, count in sorted(codes.items())) or "nothing quarantined"
-    examples = "; ".join(f"{row['path']}: {row['detail']}" for row in quarantine.slice(0, 3).to_pylist())
+    """Blocking checks: each file of the batch is one row, and enough of its files decode.
+
+    Files that were tried before were judged in the batch that had them first, and rejected files that were removed since
+    are nobody's loss: neither counts, and a batch of nothing else passes with its quarantine rows.
+    """
+    videos = read_table(folder / "videos.parquet", VIDEOS, columns=["path"]).column("path").to_pylist()
+    quarantine = read_table(folder / "quarantine.parquet", QUARANTINE).to_pylist()
+    again = {file.path for file in batch.files if file.tries}
+    never = {file.path for file in batch.files if is_missing(file)}  # a manifest names them, and has the wrong root perhaps
+    gone = {path for path in {row["path"] for row in quarantine} - again - never if _is_gone(path)}
+    good = len(set(videos) - again)
+    bad = [row for row in quarantine if row["path"] not in again | gone]
+    codes = ", ".join(f"{count} {code}" for code, count in sorted(Counter(row["code"] for row in bad).items())) or "nothing quarantined"
+    examples = "; ".join(f"{row['path']}: {row['detail']}" for row in bad[:3])
     return {
         "every_file_accounted_for": Check(
-            rows == sorted(file.path for file in batch.files), f"one row for each of {len(batch.files)} files",
-            f"{len(videos)} videos and {len(quarantine)} quarantined", "materialize the batch again",
+            sorted(videos + [row["path"] for row in quarantine]) == sorted(file.path for file in batch.files),
+            f"one row for each of {len(batch.files)} files", f"{len(videos)} videos and {len(quarantine)} quarantined", "materialize the batch again",
         ),
         "something_decodes": Check(
-            len(videos) > 0 and len(videos) >= MIN_DECODE_RATE * len(rows),
-            f"at least one video, and at least {MIN_DECODE_RATE:.0%} of the files decodable",
-            f"{len(videos)} videos of {len(rows)} files ({listed})",
+            good >= MIN_DECODE_RATE * (good + len(bad)),
+            f"at least {MIN_DECODE_RATE:.0%} of the files decodable, without those that were tried before or are not there any more",
+            f"{good} videos of {good + len(bad)} files ({codes}); besides, {len(again)} tried before and {len(gone)} not there any more",
             "mend or remove the files that quarantine.parquet names" + (f" (first: {examples})" if examples else ""),
         ),
     }  # fmt: skip
+
+
+def _is_gone(path: str) -> bool:
+    """Whether there is no file (or member of a tar) of this name any more."""
+    try:
+        media_stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except (OSError, ValueError):
+        return False
+    return False

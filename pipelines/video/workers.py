@@ -3,7 +3,8 @@
 Native decoders can loop for ever or crash on damaged files, and no Python time-out reaches them; only killing the
 process does. Workers are plain `python -m pipelines.video.workers` children (not `multiprocessing`, whose spawn would
 import the caller's main module again, and whose pools cannot kill one worker). An item that takes long for a good
-reason says `beat()` now and then: its limit counts from the last beat.
+reason says `beat()` now and then: its limit counts from the last beat, and nothing else limits it. So a function may beat
+only for work that must end, such as reading a file of so many bytes.
 """
 
 from __future__ import annotations
@@ -27,17 +28,18 @@ from models.errors import TubeletError
 START_LIMIT_S = 120.0  # importing on a crowded machine; the items' own limit starts after it
 TICK_S = 1.0
 BEAT_EVERY_S = 0.2
-LONGEST = 200  # times the limit: an endless stream keeps beating, and must end all the same
 _PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one item: `value` when `failure` is None; `detail` says more about a failure; `cpu_s` of its last try."""
+    """What became of one item: `value` when `failure` is None; `detail` says more about a failure; `told` is what its
+    function had said of it before (see `tell`) and `cpu_s` its cost, both of the last try."""
 
     value: Any = None
     failure: Literal["timeout", "died", "error"] | None = None
     detail: str = ""
+    told: Any = None
     attempts: int = 1
     cpu_s: float = 0.0
 
@@ -57,19 +59,19 @@ class _Worker:
         theirs.close()
         self.pipe.send(target)
         self.item: int | None = None
+        self.told: Any = None
         self.ready = False
         self.limit_s = START_LIMIT_S
-        self.deadline = self.last_deadline = time.monotonic() + START_LIMIT_S
+        self.deadline = time.monotonic() + START_LIMIT_S
 
     def give(self, index: int, item: Any, timeout_s: float) -> None:
-        self.item, self.limit_s = index, timeout_s
+        self.item, self.told, self.limit_s = index, None, timeout_s
         self.deadline = time.monotonic() + timeout_s
-        self.last_deadline = self.deadline + LONGEST * timeout_s
         with contextlib.suppress(BrokenPipeError):  # it died while idle: the closed pipe is noticed at the next wait
             self.pipe.send(item)
 
     def beat(self) -> None:
-        self.deadline = min(self.last_deadline, time.monotonic() + self.limit_s)
+        self.deadline = time.monotonic() + self.limit_s
 
     def rest(self) -> None:
         self.item, self.deadline = None, float("inf")
@@ -167,19 +169,20 @@ def _attend(worker: _Worker, has_message: bool, outcomes: list[Outcome | None], 
             kind, content, cpu_s = worker.pipe.recv()
         except (EOFError, ConnectionError):
             code = worker.process.wait()
-            return Outcome(failure="died", detail=f"worker ended with code {code}", attempts=attempts)
-        if kind == "beat":
+            return Outcome(failure="died", detail=f"worker ended with code {code}", told=worker.told, attempts=attempts)
+        if kind in ("beat", "told"):
+            worker.told = content if kind == "told" else worker.told
             worker.beat()
         elif not worker.ready:
             worker.ready = True
             worker.rest()
         elif worker.item is not None:
             done = Outcome(value=content) if kind == "value" else Outcome(failure="error", detail=content)
-            outcomes[worker.item] = replace(done, attempts=attempts, cpu_s=cpu_s)
+            outcomes[worker.item] = replace(done, told=worker.told, attempts=attempts, cpu_s=cpu_s)
             worker.rest()
         return None
     if time.monotonic() >= worker.deadline:
-        return Outcome(failure="timeout", detail="no answer within the time limit", attempts=attempts)
+        return Outcome(failure="timeout", detail="no answer within the time limit", told=worker.told, attempts=attempts)
     return None
 
 
@@ -194,6 +197,13 @@ def beat() -> None:
     if _own_pipe is not None and now - _last_beat >= BEAT_EVERY_S:
         _last_beat = now
         _own_pipe.send(("beat", None, 0.0))
+
+
+def tell(content: Any) -> None:
+    """Called by a function that runs in a worker: what the parent shall know of the item (picklable) even if the worker
+    hangs or dies over it later, as `Outcome.told`; the last call counts. It is a sign of life, too. Elsewhere it does nothing."""
+    if _own_pipe is not None:
+        _own_pipe.send(("told", content, 0.0))
 
 
 def _serve(descriptor: int, parent: int) -> None:

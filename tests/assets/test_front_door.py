@@ -12,9 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from assets.demo import insist_on_a_video, source_name
+from assets.curate import CurateOptions, configs_of, parse_options, take_in
+from assets.demo import DemoOptions, insist_on_a_video, prepare_sources, source_name
 from assets.interface import insist_on_free
-from pipelines.errors import InputError
+from assets.sources import VideosConfig
+from pipelines.errors import InputError, Reject
+from pipelines.identity import file_sha256
+from pipelines.schemas import QUARANTINE, VIDEOS, table_of, write_table
 from pipelines.sources import registry
 from pipelines.store import Store
 from pipelines.video.encode import write_video
@@ -79,7 +83,7 @@ def test_port_in_use_is_said_with_another_one_to_take(tmp_path: Path) -> None:
 def test_folder_without_one_decodable_video_is_refused_and_named(tmp_path: Path) -> None:
     (tmp_path / "story.mp4").write_text("once upon a time")
     with pytest.raises(InputError, match=r"story\.mp4"):
-        insist_on_a_video(tmp_path)
+        insist_on_a_video(Store.open(tmp_path / "store"), tmp_path)
 
 
 def test_manifest_and_tar_with_a_video_that_plays_are_taken(tmp_path: Path) -> None:
@@ -89,12 +93,69 @@ def test_manifest_and_tar_with_a_video_that_plays_are_taken(tmp_path: Path) -> N
     with tarfile.open(tmp_path / "good.tar", "w") as opened, tarfile.open(tmp_path / "bad.tar", "w") as bad:
         opened.add(tmp_path / "film.mp4", "0.mp4")
         bad.add(tmp_path / "text.mp4", "0.mp4")
-    for name in ("My list.csv", "good.tar"):
-        insist_on_a_video(tmp_path / name)
-    with pytest.raises(InputError, match=r"bad\.tar::0\.mp4: not_a_video"):
-        insist_on_a_video(tmp_path / "bad.tar")
     store = Store.open(tmp_path / "store")
+    for name in ("My list.csv", "good.tar"):
+        insist_on_a_video(store, tmp_path / name)
+    with pytest.raises(InputError, match=r"bad\.tar::0\.mp4: not_a_video"):
+        insist_on_a_video(store, tmp_path / "bad.tar")
     assert [source_name(store, tmp_path / name) for name in ("My list.csv", "good.tar")] == ["my-list", "good"]
+
+
+def make_probe(store: Store, key: str, rejected: list[dict]) -> None:
+    """An accepted probe of a batch without any video."""
+
+    def build(folder: Path) -> dict:
+        write_table(table_of(QUARANTINE, rejected), folder / "quarantine.parquet", QUARANTINE)
+        write_table(table_of(VIDEOS, []), folder / "videos.parquet", VIDEOS)
+        return {"videos": 0}
+
+    store.accept(store.produce("videos", build, partition=key), {})
+
+
+def test_poison_is_not_opened_to_see_whether_a_folder_has_a_video(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "store")
+    write_video(tmp_path / "film.mp4", np.random.default_rng(0).integers(0, 255, (6, 48, 64, 3), dtype=np.uint8), 10)
+    make_probe(store, "old-0001", [{"path": "x", "code": "timeout", "attempts": 4, "poison": True, "sha256": file_sha256(tmp_path / "film.mp4")}])
+    with pytest.raises(InputError, match=r"film\.mp4: poison"):
+        insist_on_a_video(store, tmp_path)
+
+
+def test_source_that_has_batches_is_not_opened_again_and_keeps_what_is_not_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, root = Store.open(tmp_path / "store"), tmp_path / "mine"
+    root.mkdir()
+    (root / "film.mp4").write_bytes(b"film")
+    registry.register_source(store, "mine", root, "CC0", "me")
+    registry.new_batches(store)
+    monkeypatch.setattr("pipelines.video.workers.Crew", None)  # no worker can be had
+    monkeypatch.setattr("assets.demo.register_corpus", lambda *_: None)
+    take_in(store, CurateOptions(store.root, root))
+    prepare_sources(store, DemoOptions(store.root, root))
+    assert [(source.licence, source.uploader) for source in registry.list_sources(store)] == [("CC0", "me")]
+    take_in(store, CurateOptions(store.root, root, uploader="them"))
+    assert [(source.licence, source.uploader) for source in registry.list_sources(store)] == [("CC0", "them")]
+
+
+def test_poison_is_lifted_by_an_option_of_curate(tmp_path: Path) -> None:
+    store, root = Store.open(tmp_path / "store"), tmp_path / "mine"
+    root.mkdir()
+    (root / "film.mp4").write_bytes(b"film")
+    registry.register_source(store, "mine", root)
+    registry.new_batches(store)
+    make_probe(store, "mine-0001", [{"path": str(root / "film.mp4"), "code": Reject.TIMEOUT, "attempts": 4, "poison": True, "sha256": "x"}])
+    take_in(store, CurateOptions(store.root))
+    assert registry.list_batches(store) == ["mine-0001"]
+    take_in(store, CurateOptions(store.root, retry_poison=True))
+    assert registry.list_batches(store) == ["mine-0001", "mine-0002"]
+
+
+def test_single_values_reach_the_probe_and_bad_ones_are_told() -> None:
+    options = parse_options(["videos.timeout_s=120", "videos.workers=4"])
+    assert configs_of(CurateOptions(Path("store"), options=options))["videos"] == VideosConfig(timeout_s=120.0, workers=4)
+    for text, words in [("videos.timeout_s=0", "timeout_s"), ("videos.patience=9", "patience"), ("film.x=1", "one of videos, scenes")]:
+        with pytest.raises(InputError, match=words):
+            configs_of(CurateOptions(Path("store"), options=parse_options([text])))
+    with pytest.raises(InputError, match=r"selection.video_max=\[ cannot be read"):
+        parse_options(["selection.video_max=["])
 
 
 def test_two_folders_of_one_name_are_two_sources(tmp_path: Path) -> None:

@@ -5,14 +5,18 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from assets import bodies
 from assets.bodies import Plan, Task, blocking, carry_out
 from assets.launchers import TrainLauncher
 from assets.partitions import add_keys, ingest_batches, recipes
 from assets.reconcile import reconcile_runs
 from assets.resources import StoreResource
 from assets.runs import Run, RunFailed, Runner, Stage
+from assets.sources import VideosConfig, videos
 from pipelines.checks import Check
 from pipelines.errors import InputError
+from pipelines.schemas import QUARANTINE, VIDEOS, table_of, write_table
+from pipelines.sources import registry
 from pipelines.store import Store
 
 BUILT: list[str] = []
@@ -155,3 +159,57 @@ def test_event_carries_digest_as_data_version_and_check_result(runner: Runner) -
 def test_living_run_is_left_alone_by_reconcile(runner: Runner) -> None:
     runner.bring_up(INGEST[0])
     assert reconcile_runs(runner.instance) == []
+
+
+def test_rejected_artefact_goes_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store.open(tmp_path / "store")
+    plan = _plan("raw", [], "a-0001", Numbers())
+    plan = Plan("raw", plan.build, plan.check, partition="a-0001", looks_outside=True)
+    BUILT.clear()
+    with dg.build_asset_context() as context:
+        bodies._produce(context, store, plan, None)
+
+        def killed(folder: Path, **_: object) -> None:
+            (folder / "MANIFEST.json").unlink()
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr("shutil.rmtree", killed)
+            bodies._produce(context, store, plan, None)
+        store.accept(bodies._produce(context, store, plan, None), {})
+        bodies._produce(context, store, plan, None)
+    assert len(BUILT) == 2 and store.made("raw", "a-0001")
+
+
+def test_refused_batch_is_judged_again_but_not_probed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, root = Store.open(tmp_path / "store"), tmp_path / "pool"
+    root.mkdir()
+    for name in ("film.mp4", "text.mp4", "more.mp4", "last.mp4"):
+        (root / name).write_text(name)
+    registry.register_source(store, "pool", root)
+    opened: list[str] = []
+
+    def build(folder: Path, batch: registry.Batch, **_: object) -> dict:
+        opened.append(batch.key)
+        films = [{"path": file.path} for file in batch.files if "film" in file.path]
+        texts = [{"path": file.path, "code": "not_a_video", "detail": "", "attempts": 1, "poison": False} for file in batch.files if "film" not in file.path]
+        write_table(table_of(VIDEOS, films), folder / "videos.parquet", VIDEOS)
+        write_table(table_of(QUARANTINE, texts), folder / "quarantine.parquet", QUARANTINE)
+        return {"videos": len(films)}
+
+    monkeypatch.setattr("pipelines.video.probe.build_videos", build)
+    with dg.instance_for_test(temp_dir=str(tmp_path)) as instance:
+
+        def make(**config: float) -> bool:
+            registry.new_batches(store)
+            add_keys(instance, ingest_batches, registry.list_batches(store))
+            run_config = dg.RunConfig({"videos": VideosConfig(**config)})
+            resources = {"storage": StoreResource(root=str(store.root))}
+            return dg.materialize([videos], partition_key="pool-0001", instance=instance, resources=resources, run_config=run_config, raise_on_error=False).success
+
+        assert not make() and not make(timeout_s=120)
+        (root / "text.mp4").unlink()
+        assert not make()
+        (root / "more.mp4").write_text("mended")
+        assert make() and store.current("videos", "pool-0001").summary == {"videos": 1}
+    assert opened == ["pool-0001"]

@@ -14,13 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2_contingency
+from vector_files import write_vectors
 
 from pipelines.checks import failed
 from pipelines.curation.assignment import nearest_leaf
 from pipelines.curation.balanced import balanced_quotas, balanced_sample, water_fill
 from pipelines.curation.clustering import build_clusters, check_clusters, representatives
 from pipelines.curation.codebook import Codebook
-from pipelines.curation.embedding import unit_rows, write_vectors
+from pipelines.curation.embedding import unit_rows
 from pipelines.curation.hierarchy import (
     ClustersConfig,
     FitReport,
@@ -105,7 +106,7 @@ def test_more_clusters_than_rows_are_refused() -> None:
     with pytest.raises(InputError, match="13 clusters cannot be made of 12 vectors"):
         spherical_kmeans(Rows(vectors), 13, seed=0)
     with pytest.raises(InputError, match="cannot be made of 12 vectors"):
-        fit(vectors, ids(12), ClustersConfig(levels=(20, 2), split_from=15))
+        split_kmeans(Rows(vectors), 13, 0, KMeansConfig())
     with pytest.raises(InputError, match="nothing to cluster"):
         fit(vectors[:0], [], ClustersConfig())
 
@@ -173,8 +174,8 @@ def test_senseless_options_are_refused() -> None:
     for options in ({"starts": 0}, {"threads": 0}, {"iterations": 0}, {"rounds": ()}):
         with pytest.raises(pydantic.ValidationError):
             ClustersConfig(**options)
-    with pytest.raises(InputError, match="no hierarchy"):
-        ClustersConfig(levels=(4, 8)).sizes(100)
+    with pytest.raises(pydantic.ValidationError, match="no hierarchy"):
+        ClustersConfig(levels=(4, 8))
 
 
 # --- hierarchy
@@ -232,8 +233,18 @@ def test_rounds_follow_the_levels_and_stop_where_clusters_are_small() -> None:
 
 
 def test_cluster_count_follows_the_pool() -> None:
-    assert [ClustersConfig().sizes(clips)[0] for clips in (1, 3, 40, 150, 5000)] == [1, 1, 10, 37, 48]
-    assert [ClustersConfig().sizes(clips)[1] for clips in (1, 12, 150)] == [1, 3, 6]
+    pools = (1, 3, 40, 150, 209, 290, 5000, 50_000, 10**6)
+    assert [ClustersConfig().sizes(clips) for clips in pools] == [
+        (1, 1), (1, 1), (10, 6), (37, 6), (48, 6), (48, 6), (200, 14), (632, 25), (2828, 53),
+    ]  # fmt: skip
+    assert ClustersConfig(clips_per_cluster=210).sizes(316_000_000)[0] == 1_504_761  # a number decides alone
+    assert ClustersConfig(clips_per_cluster=20, max_clusters=900, coarse_clusters=7).sizes(50_000) == (900, 7)
+
+
+def test_no_level_has_more_clusters_than_there_are_clips() -> None:
+    assert ClustersConfig(levels=(1_500_000, 20, 3)).sizes(12) == (12, 12, 3)
+    codebook, _ = fit(blobs(12, 12), ids(12), ClustersConfig(levels=(1_500_000, 3)))
+    assert [len(level) for level in codebook.centroids] == [12, 3]
 
 
 @given(st.lists(st.tuples(WHOLE, st.floats(0.0, 5.0)), min_size=1, max_size=10), st.data())

@@ -312,8 +312,11 @@ def test_every_decision_has_its_cause_and_says_so_with_numbers() -> None:
     }
     cases["reweight by targets"] = (replace(calm, targets=measured(True)), "what the targets ask for")
     cases["reweight, as the buffer does not cluster"] = (replace(cases["append"][0], novelty=Novelty(60, 5.0, 0.2, 3)), "stay in the buffer")
-    cases["refit by growth"] = (replace(calm, wear=Wear(4.0, 0.0, 0.0)), "4.00 times the clips")
-    cases["refit by shrinking"] = (replace(calm, wear=Wear(0.2, 0.0, 0.0)), "0.20 times the clips")
+    grown, shrunk = {"fit_sizes": (48, 6), "sizes": (2828, 53)}, {"fit_sizes": (48, 6), "sizes": (30, 6)}
+    cases["refit by growth"] = (replace(calm, wear=Wear(4.0, 0.0, 0.0), **grown), "4.00 times the clips")
+    cases["refit by growth, in numbers"] = (cases["refit by growth"][0], "2,828 / 53 clusters are asked for now, not 48 / 6")
+    cases["refit by shrinking"] = (replace(calm, wear=Wear(0.2, 0.0, 0.0), **shrunk), "0.20 times the clips")
+    cases["none, as a fit would make as many clusters again"] = (replace(calm, wear=Wear(4.0, 0.0, 0.0)), "distributed as the others")
     cases["refit by distance"] = (replace(calm, wear=Wear(1.5, 0.6, 0.1), measured={"psi": measured(True)}), "standard deviations farther")
     cases["refit by mixture"] = (replace(calm, wear=Wear(1.5, 0.0, 0.6), measured={"psi": measured(True)}), "Jensen-Shannon distance")
     cases["refit by novelty"] = (replace(calm, novelty=Novelty(150, 5.0, 0.9, 9)), "150 of 1000 clips are novel")

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from vector_files import write_vectors
 
 from pipelines.checks import failed
 from pipelines.curation.duplicates import DuplicatesConfig, build_distinct, check_distinct
-from pipelines.curation.embedding import read_vectors, unit_rows, write_vectors
+from pipelines.curation.embedding import build_embeddings, check_embeddings, read_vectors, unit_rows
 from pipelines.curation.pairs import PairRules
-from pipelines.curation.scenes import build_clips
+from pipelines.curation.scenes import build_clips, check_clips
 from pipelines.errors import InputError, Removal
 from pipelines.schemas import CLIPS, QUARANTINE, REMOVALS, read_table, table_of, write_table
 from pipelines.sources.registry import Batch, SourceFile
@@ -42,7 +43,7 @@ def film(seed: int, frames: int = 24) -> np.ndarray:
 def embed(folder: Path, clips_folder: Path) -> None:
     """Embeddings without a network: each clip's mean picture as a unit vector."""
     looks = np.load(clips_folder / "looks.npy").astype(np.float32)
-    pictures = looks.mean(axis=1).reshape(len(looks), -1)
+    pictures = looks.mean(axis=1).reshape(len(looks), looks.shape[2] * looks.shape[3])
     write_vectors(folder, read_table(clips_folder / "clips.parquet", CLIPS).column("clip_id").to_pylist(), unit_rows(pictures))
     (folder / "encoder.json").write_text(json.dumps({"name": "mean picture", "digest": "mean picture"}))
 
@@ -245,6 +246,17 @@ def test_black_bars_do_not_make_a_copy_the_better_one(world: dict[str, Any], tmp
     gone = [row["clip_id"] for row in removals_of(tmp_path / "out")]
     assert read_table(batches["pool-0003"][0] / "clips.parquet", CLIPS).column("clip_id")[0].as_py() in gone
     assert str(source) in read_table(tmp_path / "out" / "clips.parquet", CLIPS).column("path").to_pylist()
+
+
+def test_a_batch_without_a_video_passes_through(world: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "none.mp4").write_text("no video")
+    batches = {**world["batches"], "pool-0003": ingest(tmp_path, "pool-0003", [tmp_path / "none.mp4"])}
+    made, embeddings = batches["pool-0003"][0], tmp_path / "embedded"
+    embeddings.mkdir()
+    build_embeddings(embeddings, made)
+    assert not failed(check_clips(made, 0)) and failed(check_clips(made)) and not failed(check_embeddings(embeddings, 0))
+    (tmp_path / "out").mkdir()
+    assert distinct(world, tmp_path / "out", batches=batches)["clips_in"] == 15
 
 
 def test_vectors_of_another_encoder_are_refused(world: dict[str, Any], tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from pipelines.curation.embedding import (
     unit_rows,
     without_vector,
 )
+from pipelines.curation.recipe import stage_options
 from pipelines.errors import InputError, MissingArtefact, Reject, StoreError
 from pipelines.schemas import CLIPS, QUARANTINE, read_table, table_of, write_table
 from pipelines.video.decode import timed_frames, to_array
@@ -300,7 +301,7 @@ def test_vjepa2_takes_other_windows_and_sizes_and_tells_it_in_their_names(named:
 @pytest.mark.parametrize(("family", "options", "match"), [
     ("vjepa2", {"frames": 3}, "is a clip encoder"), ("dinov2", {"frames": "clip"}, "cannot see clip frames"), ("efficientnet", {"frames": "clip"}, "cannot see"),
     ("vjepa2", {"pooling": "cls"}, "no class token"), ("efficientnet", {"pooling": "cls"}, "no class token"), ("dinov2", {"image_size": 30}, "divide into patches"),
-    ("dinov2", {"batch": 0}, "must be positive"), ("dinov2", {"encoder": "facebook/dinov2-large"}, "never uses the network"),
+    ("dinov2", {"encoder": "facebook/dinov2-large"}, "never uses the network"),
     ("dinov2", {"encoder": "resnet"}, "there is no encoder"),
 ])  # fmt: skip
 def test_settings_that_an_encoder_cannot_meet_are_refused(family: str, options: dict[str, Any], match: str, named: Named) -> None:
@@ -430,7 +431,7 @@ def test_record_says_how_vectors_were_made_and_with_which_versions(embedded: Pat
 
 
 def test_settings_of_the_paper_are_dinov2_on_the_middle_frame(dinov2: Path) -> None:
-    embedder = make_embedder(EmbeddingSettings.paper(str(dinov2)))
+    embedder = make_embedder(stage_options("vjepa2", "embedding", {"encoder": str(dinov2)}))
     assert embedder.sampling == Sampling(1, (0.5,)) and embedder.identity["pooling"] == "cls"
 
 

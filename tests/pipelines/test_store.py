@@ -54,6 +54,24 @@ def test_a_failed_build_leaves_nothing_and_the_old_artefact_stays_current(tmp_pa
     assert [path.name for path in (store.root / "artefacts/clips/_").iterdir()] == [good.identity]
 
 
+def test_discarded_artefact_is_gone_also_when_the_removal_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store.open(tmp_path / "store")
+    rejected = store.produce("videos", write("bad"), partition="b1")
+    other = store.produce("videos", write("good"), partition="b1", config={"other": True})
+    assert [found.path for found in store.made("videos", "b1")] == [rejected.path, other.path]
+
+    def killed(folder: Path, **_: object) -> None:
+        (folder / "MANIFEST.json").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("pipelines.store.shutil.rmtree", killed)
+        store.discard(rejected)
+    assert [found.path for found in store.made("videos", "b1")] == [other.path]
+    store.produce("videos", write("good"), partition="b1")
+    assert len(list((store.root / "artefacts/videos/b1").iterdir())) == 2
+
+
 def test_consumers_refuse_what_has_not_passed_its_checks(tmp_path: Path) -> None:
     store = Store.open(tmp_path / "store")
     made = store.produce("clips", write("x"))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import tarfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +32,7 @@ from pipelines.video.media import (
     tar_table,
 )
 from pipelines.video.probe import probe_file
+from pipelines.video.workers import map_killable
 
 SHARED = os.environ.get("TUBELET_SHARED")
 
@@ -144,6 +147,35 @@ def test_offset_table_is_read_once_while_the_tar_stays(tar: Path, monkeypatch: p
 
     monkeypatch.setattr(media.tarfile, "open", never)
     assert len(tar_table(tar).members) == 3
+
+
+def read_slowly(path: str) -> str:
+    """The hash of a file, or of a tar's member, on a disk that takes 0.1 s for each mebibyte or header."""
+    plain_read, plain_next = io.BufferedReader.read, tarfile.TarFile.next
+
+    class SlowReader(io.BufferedReader):
+        def read(self, size: int | None = -1, /) -> bytes:
+            time.sleep(0.1)
+            return plain_read(self, size)
+
+    def slow_next(opened: tarfile.TarFile) -> tarfile.TarInfo | None:
+        time.sleep(0.1)
+        return plain_next(opened)
+
+    opening = media.open_media
+    media.open_media = lambda file: SlowReader(opening(file).detach())  # type: ignore[attr-defined, assignment]
+    tarfile.TarFile.next = slow_next  # type: ignore[method-assign]
+    return media_sha256(path)
+
+
+def test_reading_a_large_file_or_a_long_tar_is_a_sign_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    (tmp_path / "large.mp4").write_bytes(bytes(14 << 20))
+    (tmp_path / "small.mp4").write_bytes(b"small")
+    tar = pack(tmp_path / "long.tar", {f"{number:02d}.mp4": tmp_path / "small.mp4" for number in range(14)})
+    paths = [str(tmp_path / "large.mp4"), member_path(tar, "13.mp4")]
+    outcomes = map_killable("test_video_media:read_slowly", paths, workers=1, timeout_s=1.0, attempts=1)
+    assert [outcome.value for outcome in outcomes] == [file_sha256(tmp_path / "large.mp4"), file_sha256(tmp_path / "small.mp4")]
 
 
 def test_what_is_no_regular_file_raises_and_is_not_waited_for(tmp_path: Path) -> None:

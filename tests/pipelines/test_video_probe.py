@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -17,9 +20,12 @@ from pipelines.checks import failed
 from pipelines.errors import Reject
 from pipelines.schemas import QUARANTINE, VIDEOS, read_table
 from pipelines.sources.registry import Batch, SourceFile
+from pipelines.video import probe
 from pipelines.video.encode import ffmpeg_binary
+from pipelines.video.media import media_sha256
 from pipelines.video.packets import nal_length_size, prefixed_units, start_code_units
-from pipelines.video.probe import FILES_PER_PART, build_videos, check_videos, probe_file, probe_files
+from pipelines.video.probe import FILES_PER_PART, ProbeJob, build_videos, check_videos, probe_file, probe_files
+from pipelines.video.workers import Crew
 
 
 def ffmpeg(*arguments: Any) -> None:
@@ -142,22 +148,97 @@ def test_damaged_bytes_inside_the_stream_are_a_decode_error(video: Path, tmp_pat
     assert probe_file(str(damaged))["code"] == Reject.DECODE_ERROR
 
 
-def test_file_that_hangs_the_decoder_is_quarantined_as_poison(video: Path) -> None:
-    probed = probe_files([str(video)], batch="b", source="s", timeout_s=0.5, probe="subprocess:check_call")
-    assert not probed.videos and probed.quarantine[0]["code"] == Reject.DECODE_ERROR  # an mp4 cannot be executed: typed, not raised
-    hanging = "/usr/bin/yes" if Path("/usr/bin/yes").exists() else shutil.which("cat") or "cat"
-    (first,) = probe_files([hanging], batch="b", source="s", timeout_s=0.5, probe="subprocess:getoutput").quarantine
+def probe_that_hangs(job: ProbeJob) -> Any:
+    """The probe, with a decoder that never answers for a file of this name and kills its worker for another."""
+
+    def stuck(*arguments: Any) -> None:
+        if "kills" in job.path:
+            os._exit(3)
+        time.sleep(600)
+
+    probe._measure = stuck
+    return probe.probe_recording(job)
+
+
+@pytest.fixture
+def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[Crew]:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    with Crew("test_video_probe:probe_that_hangs", 2) as crew:
+        yield crew
+
+
+def test_file_that_hangs_the_decoder_is_quarantined_as_poison(video: Path, tmp_path: Path, hanging: Crew) -> None:
+    paths = [str(video), str(shutil.copy(video, tmp_path / "copy.mp4"))]
+    first, row = probe_files(paths, batch="b", source="s", timeout_s=2.5, tries={paths[1]: 2}, crew=hanging).quarantine
     assert (first["code"], first["poison"], first["attempts"]) == (Reject.TIMEOUT, False, 2)  # it may have been the machine
-    (row,) = probe_files([hanging], batch="b", source="s", timeout_s=0.5, tries={hanging: 2}, probe="subprocess:getoutput").quarantine
-    assert (row["code"], row["poison"], row["attempts"]) == (Reject.TIMEOUT, True, 4)
+    assert (row["code"], row["poison"], row["attempts"], row["detail"]) == (Reject.TIMEOUT, True, 4, "no sign of life for 2.5 s")
+    assert (row["sha256"], row["bytes"]) == (media_sha256(video), video.stat().st_size)
     # A copy under another name is known by its bytes, and is not opened.
-    again = probe_files([hanging, str(video)], batch="b", source="s", poison=frozenset([row["sha256"]]))
-    assert [(item["code"], item["poison"]) for item in again.quarantine] == [(Reject.POISON, True)] and len(again.videos) == 1
+    again = probe_files([paths[0]], batch="b", source="s", poison=frozenset([row["sha256"]]))
+    assert [(item["code"], item["poison"]) for item in again.quarantine] == [(Reject.POISON, True)]
+
+
+def test_file_whose_reads_may_block_is_only_read_in_a_worker(video: Path, tmp_path: Path, hanging: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(path: str) -> None:
+        raise AssertionError(f"{path} was read outside of its worker")
+
+    deadly = str(shutil.copy(video, tmp_path / "kills.mp4"))
+    digest, size = media_sha256(deadly), video.stat().st_size
+    monkeypatch.setattr(probe, "media_sha256", never)
+    monkeypatch.setattr(probe, "media_stat", never)
+    (row,) = probe_files([deadly], batch="b", source="s", crew=hanging).quarantine
+    assert (row["code"], row["sha256"], row["bytes"]) == (Reject.WORKER_DIED, digest, size)
 
 
 def test_path_that_its_source_warns_of_is_a_row_and_is_not_opened(video: Path) -> None:
-    probed = probe_files([str(video)], batch="b", source="s", problems={str(video): "the download failed: 403"}, probe="os:_exit")
+    probed = probe_files([str(video)], batch="b", source="s", problems={str(video): "the download failed: 403"})
     assert [(row["code"], row["detail"], row["attempts"]) for row in probed.quarantine] == [(Reject.SOURCE_PROBLEM, "the download failed: 403", 0)]
+
+
+def test_path_that_no_file_can_have_is_a_row(video: Path) -> None:
+    probed = probe_files([str(video), "a\0b.mp4", "c\0d.mp4"], batch="b", source="s", problems={"c\0d.mp4": "odd"})
+    assert [(row["path"], row["code"], row["bytes"]) for row in probed.quarantine] == [
+        ("a\0b.mp4", Reject.UNREADABLE, 0), ("c\0d.mp4", Reject.SOURCE_PROBLEM, 0)
+    ] and len(probed.videos) == 1  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "codec"), [("plain.mkv", "libx264"), ("plain.webm", "libvpx")])
+def test_matroska_that_ends_before_its_time_is_truncated(name: str, codec: str, tmp_path: Path) -> None:
+    whole = make_video(tmp_path / name, "-c:v", codec, "-g", 5)
+    cut = tmp_path / f"cut-{name}"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    row = probe_file(str(cut))
+    assert probe_file(str(whole))["frames"] == 50 and row["code"] == Reject.TRUNCATED and "of 2.00 s" in row["detail"]
+
+
+def test_matroska_is_whole_when_any_of_its_streams_or_held_pictures_lasts_to_the_end(tmp_path: Path) -> None:
+    for name in ("sound.webm", "live.webm"):
+        # Without the seconds of each stream, which ffmpeg adds as tags: only the whole file's length is told, or none (live).
+        ffmpeg(
+            "-f", "lavfi", "-i", "testsrc2=size=64x48:rate=25:duration=1", "-f", "lavfi", "-i", "sine=duration=4", "-c:v", "libvpx",
+            "-c:a", "libvorbis", "-live", int(name == "live.webm"), tmp_path / name,
+        )  # fmt: skip
+    ffmpeg("-i", held_video(tmp_path / "held.mp4", held=80), "-c", "copy", tmp_path / "held.mkv")
+    ffmpeg("-f", "lavfi", "-i", "testsrc2=size=64x48:rate=25", "-frames:v", 2, "-c:v", "libx264", tmp_path / "tiny.mkv")
+    found = {name: probe_file(str(tmp_path / name)) for name in ("sound.webm", "live.webm", "held.mkv", "tiny.mkv")}
+    assert {name: row.get("frames") for name, row in found.items()} == {"sound.webm": 25, "live.webm": 25, "held.mkv": 20, "tiny.mkv": 2}
+    assert found["held.mkv"]["duration_s"] == pytest.approx(9.9)
+
+
+def test_codec_without_a_decoder_is_told_in_words(video: Path, tmp_path: Path) -> None:
+    content = video.read_bytes()
+    entry = content.index(b"avc1", content.index(b"stsd"))
+    (tmp_path / "odd.mp4").write_bytes(content[:entry] + b"zzzz" + content[entry + 4 :])
+    row = probe_file(str(tmp_path / "odd.mp4"))
+    assert row["code"] == Reject.NO_VIDEO_STREAM and "no decoder" in row["detail"]
+
+
+def test_file_that_gives_more_than_its_bytes_is_no_endless_video(video: Path, tmp_path: Path) -> None:
+    """Such as a list of other files, which FFmpeg knows by its first words and may name itself."""
+    (tmp_path / "other.mp4").write_bytes(video.read_bytes())
+    (tmp_path / "list.mp4").write_text("ffconcat version 1.0\n" + "file other.mp4\n" * 3)
+    row = probe_file(str(tmp_path / "list.mp4"))
+    assert row["code"] == Reject.DECODE_ERROR and "list of other files" in row["detail"]
 
 
 def test_killed_probe_goes_on_and_gives_the_tables_of_an_undisturbed_one(video: Path, tmp_path: Path) -> None:
@@ -217,6 +298,38 @@ def test_batch_of_text_files_fails_its_checks_and_names_the_codes(tmp_path: Path
     build_videos(tmp_path, batch_of(text))
     bad = failed(check_videos(tmp_path, batch_of(text)))
     assert set(bad) == {"something_decodes"} and "not_a_video" in bad["something_decodes"].found
+
+
+def test_files_that_were_removed_do_not_count_against_their_batch(video: Path, tmp_path: Path) -> None:
+    texts = [tmp_path / "x.mp4", tmp_path / "y.mp4"]
+    for text in texts:
+        text.write_text("no video")
+    batch = batch_of(video, *texts)
+    build_videos(tmp_path, batch)
+    bad = failed(check_videos(tmp_path, batch))["something_decodes"]
+    assert bad.found.startswith("1 videos of 3 files") and "remove the files" in bad.remedy
+    texts[0].unlink()
+    texts[1].unlink()
+    for _ in ("judged again", "probed again"):
+        checks = check_videos(tmp_path, batch)
+        assert not failed(checks) and "2 not there any more" in checks["something_decodes"].found
+        build_videos(tmp_path, batch)
+
+
+def test_files_that_a_manifest_names_and_nobody_has_seen_count_against_their_batch(tmp_path: Path) -> None:
+    batch = Batch("pool-0001", "pool", (SourceFile(str(tmp_path / "never.mp4"), 0, 0),), "", "")
+    build_videos(tmp_path, batch)
+    assert failed(check_videos(tmp_path, batch))["something_decodes"].found.startswith("0 videos of 1 files (1 unreadable)")
+
+
+def test_files_tried_before_are_not_judged_again(video: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.mp4"
+    text.write_text("no video")
+    good, bad = batch_of(video, text).files
+    for files, passes in [((replace(bad, tries=2),), True), ((bad,), False), ((good, replace(bad, tries=2)), True), ((replace(good, tries=2), bad), False)]:
+        batch = Batch("pool-0002", "pool", files, "", "")
+        build_videos(tmp_path, batch)
+        assert (not failed(check_videos(tmp_path, batch))) == passes
 
 
 def test_file_without_a_row_fails_the_accounting_check(video: Path, tmp_path: Path) -> None:

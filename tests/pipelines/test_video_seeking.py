@@ -93,6 +93,15 @@ def test_jump_that_goes_astray_is_made_good_by_decoding_through(films: Any, monk
     assert len(jumps) == 2
 
 
+def test_file_that_cannot_be_jumped_in_is_decoded_through(films: Any, tmp_path: Path) -> None:
+    """A raw H.264 stream has no time stamps to look for."""
+    raw = tmp_path / "raw.m4v"
+    ffmpeg("-i", films["closed.mp4"][0], "-c", "copy", "-f", "h264", raw)
+    everything = through(raw)
+    after = list(timed_frames(raw, everything[70][0]))
+    assert [pts for pts, _ in after] == [pts for pts, _ in everything] and len(everything) == 150
+
+
 def test_file_without_frames_is_an_error_with_a_remedy(tmp_path: Path) -> None:
     ffmpeg("-f", "lavfi", "-i", "testsrc2=size=64x48:rate=25", "-frames:v", 1, "-c:v", "libx264", tmp_path / "one.mp4")
     with av.open(str(tmp_path / "one.mp4")) as source, av.open(str(tmp_path / "none.mp4"), "w") as target:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from models.errors import TubeletError
-from pipelines.video.workers import Crew, beat, map_killable
+from pipelines.video import workers
+from pipelines.video.workers import Crew, beat, map_killable, tell
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -58,6 +60,36 @@ def test_limit_counts_from_the_last_sign_of_life(monkeypatch: pytest.MonkeyPatch
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     outcomes = map_killable("test_video_workers:slow_but_alive", [20], workers=1, timeout_s=0.8)
     assert (outcomes[0].value, outcomes[0].attempts) == (20, 1)
+
+
+def test_signs_of_life_may_go_on_for_hours(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    worker = object.__new__(workers._Worker)
+    worker.pipe = SimpleNamespace(send=lambda item: None)  # type: ignore[assignment]
+    with monkeypatch.context() as patched:
+        patched.setattr(workers.time, "monotonic", lambda: now[0])
+        worker.give(0, "long.mp4", timeout_s=30.0)
+        for _ in range(1000):
+            now[0] += 29.0
+            worker.beat()
+    assert worker.deadline == now[0] + 30.0
+
+
+def say_and_die(word: str) -> None:
+    tell(word)
+    os._exit(3)
+
+
+def say_and_hang(word: str) -> None:
+    tell(word)
+    time.sleep(600)
+
+
+@pytest.mark.parametrize("target", ["say_and_die", "say_and_hang"])
+def test_what_was_told_before_a_failure_is_kept(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    outcomes = map_killable(f"test_video_workers:{target}", ["one", "two"], workers=1, timeout_s=1.0, attempts=1)
+    assert [(outcome.failure is not None, outcome.told) for outcome in outcomes] == [(True, "one"), (True, "two")]
 
 
 def test_crew_keeps_its_processes_from_one_map_to_the_next() -> None:
