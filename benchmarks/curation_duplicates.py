@@ -28,6 +28,7 @@ from benchmarks.curation_clustering import table
 from benchmarks.timing import machine
 from pipelines.curation.duplicates import DuplicatesConfig, build_distinct
 from pipelines.curation.embedding import unit_rows
+from pipelines.curation.neighbours import SearchConfig
 from pipelines.schemas import CLIPS, REMOVALS, read_table, write_table
 from pipelines.sources.targets import build_no_targets
 from pipelines.video.fingerprint import CELLS, PICTURES
@@ -102,7 +103,7 @@ def status_mib(name: str) -> float:
     return int(line.split()[1]) / MIB
 
 
-def stage(root: Path) -> None:
+def stage(root: Path, neighbours: int) -> None:
     """What the process of its own does: one stage, and a line of JSON on what it took."""
     own, done = [0.0], threading.Event()
 
@@ -112,8 +113,9 @@ def stage(root: Path) -> None:
 
     threading.Thread(target=watch, daemon=True).start()
     (root / "made").mkdir()
+    config = DuplicatesConfig(search=SearchConfig(neighbours=neighbours, by_fingerprint=max(1, neighbours // 2)))
     started = time.process_time()
-    summary = build_distinct(root / "made", {"pool": (root / "pool", root / "pool")}, root / "targets", root / "targets", DuplicatesConfig(), progress=_bar())
+    summary = build_distinct(root / "made", {"pool": (root / "pool", root / "pool")}, root / "targets", root / "targets", config, progress=_bar())
     cpu_s = time.process_time() - started
     done.set()
     told = {"cpu_s": cpu_s, "own_gib": own[0] / MIB, "peak_gib": status_mib("VmHWM") / MIB}
@@ -144,21 +146,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--scenes", type=int, help="a quarter of the rows where not given")
+    parser.add_argument("--neighbours", type=int, default=SearchConfig().neighbours, help="few of them make a look at memory short")
     parser.add_argument("--stage-in", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.stage_in is not None:
-        stage(options.stage_in)
+        stage(options.stage_in, options.neighbours)
         return
     print(", ".join(f"{key} {value}" for key, value in machine().items() if key != "threads") + ", 1 thread")
     scenes = options.scenes or options.rows // 4
     with tempfile.TemporaryDirectory(prefix="tubelet-benchmark-") as root:
         write_pool(Path(root), options.rows, scenes)
-        command = [sys.executable, "-m", "benchmarks.curation_duplicates", "--stage-in", root]
+        command = [sys.executable, "-m", "benchmarks.curation_duplicates", "--stage-in", root, "--neighbours", str(options.neighbours)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
         told = json.loads(answer.stdout.splitlines()[-1])
         planted, found, others = found_copies(Path(root), options.rows)
-    print(f"\ndistinct clips: {options.rows:,} x {DIMENSIONS}, {scenes:,} scenes, {planted:,} planted copies")
+    print(f"\ndistinct clips: {options.rows:,} x {DIMENSIONS}, {scenes:,} scenes, {options.neighbours} neighbours, {planted:,} planted copies")
     header = ["", "CPU s", "ms a clip", "own memory GiB", "with mapped files", "copies found", "other pairs"]
     values = [f"{told['cpu_s']:.0f}", f"{1e3 * told['cpu_s'] / options.rows:.2f}", f"{told['own_gib']:.2f}", f"{told['peak_gib']:.2f}", f"{found / planted:.4f}", str(others)]
     table(header, [["build_distinct", *values]])

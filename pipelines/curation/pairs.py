@@ -22,7 +22,7 @@ from pipelines.parts import Parts
 from pipelines.recipes import Part
 from pipelines.video.fingerprint import BITS, fingerprints
 
-SIGN_ROWS = 16_384  # clips whose signs are one part; next queries, pairs: what a kill can cost
+SIGN_ROWS = 4_096  # clips whose signs are one part; next queries, pairs: what a kill can cost
 QUERY_ROWS = 4_096
 PAIR_ROWS = 4_096
 SEARCH_SHARE = 0.1  # of the time that finding pairs takes
