@@ -34,7 +34,7 @@ from pipelines.curation.selection import SelectionConfig
 from pipelines.errors import InputError, Removal
 from pipelines.parts import Parts, open_parts
 from pipelines.schemas import ASSIGNMENTS, CLIPS, REMOVALS, SELECTION, read_table, write_table
-from pipelines.sources.targets import set_weights
+from pipelines.sources.targets import EVALUATION, set_weights
 
 SUM_TOLERANCE = 1e-9
 MIN_KL = 0.01
@@ -295,7 +295,7 @@ def effects(inputs: Inputs, hits: Hits, achieved: Vector, config: SelectionConfi
 
 def evaluation_leaks(table: pa.Table, inputs: Inputs, distinct_folder: Path) -> list[str]:
     """Ids of chosen clips of an evaluation video, or that were removed because they look like one."""
-    held_out = inputs.target_clips.filter(pc.ends_with(inputs.target_clips.column("source"), "/eval")).column("video_id")
+    held_out = inputs.target_clips.filter(pc.ends_with(inputs.target_clips.column("source"), EVALUATION)).column("video_id")
     removals = read_table(distinct_folder / "removals.parquet", REMOVALS, ["clip_id", "reason"])
     leaked = removals.filter(pc.equal(removals.column("reason"), Removal.EVALUATION_LEAK.value)).column("clip_id")
     leaks = pc.or_(pc.is_in(table.column("video_id"), value_set=held_out), pc.is_in(table.column("clip_id"), value_set=leaked))
