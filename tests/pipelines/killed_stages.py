@@ -31,7 +31,8 @@ def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
 
 
 def finished_parts(work: Path) -> int:
-    return sum(1 for _ in work.glob("[!.]*/part.json"))
+    """Parts that are whole, those of a stage within the stage too; a draft's folder starts with a dot."""
+    return sum(not any(name.startswith(".") for name in path.relative_to(work).parts) for path in work.rglob("part.json"))
 
 
 def kill_after(process: subprocess.Popen[str], seconds: float) -> bool:
