@@ -1,4 +1,4 @@
-"""The front door: `tubelet demo | curate | curation | ui | doctor | reconcile | lineage | report | features | weights`.
+"""The front door: `tubelet demo | curate | curation | ui | doctor | reconcile | scrub | lineage | takedown | report | features | weights`.
 
 Nothing but the standard library is imported until a command needs more, so `python tubelet.py doctor` works before
 anything is installed.
@@ -19,12 +19,18 @@ def build_app():  # type: ignore[no-untyped-def]
     app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, help="V-JEPA 2 from raw video to a moving robot.")
     store_option = typer.Option(None, "--store", help="Store folder; default TUBELET_STORE, or store/ here.")
 
-    tables_option = typer.Option(None, "--tables", help="Also write checkpoints and exposures as Parquet into this folder.")
+    lineage_argument = typer.Argument(None, help="An artefact (asset, asset[partition], digest, folder), a clip_id or video_id or 8 characters of its start, or a video's path or file name; left out: the deployed bundle, robot_deployment[sim].")
+    lineage_out_option = typer.Option(None, "--out", help="Folder for index.html and lineage.json; default lineage/NAME in the store.")
+    tables_option = typer.Option(None, "--tables", help="Also write checkpoints, exposures, selections and shards as Parquet into this folder.")
+    json_option = typer.Option(None, "--json", help="Also write everything as JSON into this file.")
+    assets_option = typer.Option([], "--asset", help="Look at this asset, or asset[partition], only; may be repeated.")
     videos_option = typer.Option(None, "--videos", help="Your own videos to add to the pool: a folder, a CSV or Parquet manifest, or tars.")
     pool_argument = typer.Argument(None, help="A folder, a CSV or Parquet manifest, tars, or a data set's annotations; left out: what is registered already.")
     set_option = typer.Option([], "--set", help="One value of a stage: selection.repeat_cap=2; may be repeated.")
     root_option = typer.Option(None, "--root", help="Where a manifest's paths start, or the folder of the videos that annotations name.")
     checkpoint_argument = typer.Argument(help="A .pt or .safetensors file, a folder (Hugging Face's or ours), or an artefact such as cooled_encoder[nano].")
+    tars_argument = typer.Argument(help="A folder of uncompressed tars with videos or pictures.")
+    shards_argument = typer.Argument(None, help="A folder of shards; left out: the store's current training_shards.")
     source_argument = typer.Argument(help="A video, or a folder that is searched with all folders below.")
     destination_argument = typer.Argument(help="A new folder; for --to official a .pt file, or .safetensors for one part.")
     out_option = typer.Option(None, "--out", help="Folder, or for one video a .npy or .parquet file; default NAME-features here.")
@@ -77,25 +83,74 @@ def build_app():  # type: ignore[no-untyped-def]
         raise typer.Exit(reconcile_store(Store.open(store_root(), create=False)))
 
     @app.command()
-    def lineage(
-        name: str = typer.Argument("robot_deployment[sim]", help="asset, asset[partition], or the start of a digest."),
+    def scrub(
+        asset: list[str] = assets_option,
+        quick: bool = typer.Option(False, "--quick", help="Sizes and tables only: no file is read for its digest."),
+        json_file: Path | None = json_option,
         store: Path | None = store_option,
-        tables: Path | None = tables_option,
     ) -> None:
-        """Print what an artefact was made from, down to seconds of source video, from files alone."""
+        """Read every artefact against its manifest and every table against the others; 1 when something does not agree."""
         enter(store)
         from assets.resources import store_root
-        from pipelines.lineage.ledger import episode_seconds, find, render_text, source_seconds, trace, write_tables
-        from pipelines.lineage.render import episodes_text, seconds_text
+        from assets.scrub import scrub_store
+        from pipelines.lineage.scrub.text import scrub_json, scrub_text
+
+        found = scrub_store(store_root(), asset, quick)
+        if json_file is not None:
+            json_file.write_text(scrub_json(found))
+        typer.echo(scrub_text(found))
+        raise typer.Exit(1 if found.findings else 0)
+
+    @app.command()
+    def lineage(
+        name: str | None = lineage_argument,
+        source: str | None = typer.Option(None, "--source", help="Ask instead which checkpoints saw videos of this source."),
+        uploader: str | None = typer.Option(None, "--uploader", help="The same of this uploader; unknown: of those without."),
+        licence: str | None = typer.Option(None, "--licence", help="The same of this licence; unknown: of those without."),
+        out: Path | None = lineage_out_option,
+        tables: Path | None = tables_option,
+        store: Path | None = store_option,
+    ) -> None:
+        """What an artefact was made from, down to seconds of source video, and who saw a clip, a video or a group of videos. From files alone."""
+        enter(store)
+        from assets.lineage import dagster_says
+        from assets.resources import store_root
+        from pipelines.lineage.answers.ask import ask
+        from pipelines.lineage.answers.page import write_answer
+        from pipelines.lineage.answers.tables import write_tables
         from pipelines.store import Store
 
         opened = Store.open(store_root(), create=False)
-        artefact = find(opened, name)
-        typer.echo(render_text(trace(opened, artefact)))
-        typer.echo(seconds_text(source_seconds(opened, artefact)))
-        typer.echo(episodes_text(episode_seconds(opened, artefact)))
-        for path in write_tables(opened, artefact, tables) if tables else []:
+        answer = ask(opened, name, {"source": source, "uploader": uploader, "licence": licence})
+        if answer.artefacts:
+            answer.content["dagster"] = dagster_says(opened.root, answer.artefacts)
+        typer.echo(answer.text)
+        for path in (*write_answer(opened, answer.content, out), *(write_tables(opened, answer.trainings, tables) if tables else [])):
             typer.echo(f"wrote {path}")
+        raise typer.Exit(2 if answer.content["untold"] else 0)
+
+    @app.command()
+    def takedown(
+        video: str | None = typer.Option(None, "--video", help="A video_id, or the path of a file that was taken in or holds the same stream."),
+        source: str | None = typer.Option(None, "--source", help="Every video whose source's name, or whose path, begins so."),
+        uploader: str | None = typer.Option(None, "--uploader", help="Every video of this uploader."),
+        licence: str | None = typer.Option(None, "--licence", help="Every video of this licence."),
+        reason: str = typer.Option(..., "--reason", help="For whoever asks later."),
+        compact: bool = typer.Option(False, "--compact", help="Also overwrite the bytes in all shards; trainings that read go on."),
+        dry_run: bool = typer.Option(False, "--dry-run", help="Tell everything and write nothing."),
+        store: Path | None = store_option,
+    ) -> None:
+        """Take videos down: they and their near-duplicates are never used again; a report tells all that has touched them."""
+        speak()
+        from pipelines.lineage.takedown.match import selector_of
+        from pipelines.lineage.takedown.report import report_text
+        from pipelines.lineage.takedown.take_down import take_down
+        from pipelines.store import Store
+
+        selector = selector_of(video=video, source=source, uploader=uploader, licence=licence)
+        told = take_down(Store.open(store_folder(store), create=False), selector, reason, compact=compact, dry_run=dry_run)
+        typer.echo(report_text(told))
+        raise typer.Exit(2 if told.get("redaction", {}).get("damaged") else 0)
 
     @app.command()
     def report(
@@ -264,6 +319,36 @@ def build_app():  # type: ignore[no-untyped-def]
         found = compare(opened, before, after)
         typer.echo(comparison_text(found))
         typer.echo(f"wrote {write_comparison(opened, found, out or opened.root / 'curation' / 'comparison')}")
+
+    shards = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The training set on disk.")
+    app.add_typer(shards, name="shards")
+
+    @shards.command("index")
+    def index_shards(
+        folder: Path = tars_argument,
+        source: str = typer.Option("", "--source", help="Name of the source, for the lineage."),
+        licence: str = typer.Option("", "--licence", help="Of everything in these tars."),
+        uploader: str = typer.Option("", "--uploader", help="Of everything in these tars."),
+    ) -> None:
+        """Write the index of WebDataset tars that others made, so that a mixture can draw from them as they are."""
+        speak()
+        from pipelines.shards.found import index_tars
+
+        made = index_tars(folder, source, licence, uploader)
+        typer.echo(f"indexed {made['clips']} clips ({made['pictures']} pictures) in {made['tars']} tars; {made['rejected']} rejected (quarantine.parquet)")
+
+    @shards.command("verify")
+    def verify_shards(
+        folder: Path | None = shards_argument,
+        store: Path | None = store_option,
+    ) -> None:
+        """Read every byte of the shards against their index, and name what does not agree; exit code 1 when something does not."""
+        speak()
+        from pipelines.shards.verify import verification
+
+        text, sound = verification(folder, store_folder(store))
+        typer.echo(text)
+        raise typer.Exit(0 if sound else 1)
 
     return app
 

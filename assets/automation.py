@@ -2,13 +2,17 @@
 
 import json
 import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import dagster as dg
 
 from assets.builtin import ensure_sources
 from assets.partitions import SIMULATED_EPISODES, add_keys, episode_sources, ingest_batches
 from assets.reconcile import clear_leases, reconcile_runs
-from assets.resources import StoreResource
+from assets.resources import StoreResource, store_root
+from pipelines.errors import TubeletError
 from pipelines.sources import registry
 from pipelines.store import Store
 
@@ -34,12 +38,50 @@ recipe = dg.define_asset_job(
 deploy = dg.define_asset_job(
     "deploy", ["robot_deployment"], description="Point one robot to a bundle. Started by a person only."
 )
-JOBS = [observe, ingest, curate, episodes, recipe, deploy]
+
+
+class ScrubConfig(dg.Config):
+    """`quick`: sizes and tables only, no member is read for its digest."""
+
+    quick: bool = False
+
+
+@dg.op
+def scrub_artefacts(context: dg.OpExecutionContext, config: ScrubConfig, storage: StoreResource) -> None:
+    """Look at every artefact and every table of the store, and at what Dagster remembers of them; fails when something does not agree."""
+    from assets.scrub import scrub_store
+    from pipelines.lineage.scrub.text import closing_line, scrub_markdown
+
+    try:
+        found = scrub_store(Path(storage.root or store_root()), quick=config.quick, instance=context.instance)
+    except TubeletError as error:
+        raise dg.Failure(description=str(error), allow_retries=False) from error
+    metadata: dict[str, dg.MetadataValue] = {
+        "findings": dg.MetadataValue.md(scrub_markdown(found.findings)), "disagreements": dg.MetadataValue.int(len(found.findings)),
+        "artefacts": dg.MetadataValue.int(found.artefacts), "notes": dg.MetadataValue.json([asdict(note) for note in found.notes]),
+    }  # fmt: skip
+    if found.findings:
+        named = "; ".join(f"{one.kind.value} at {one.file}" for one in found.findings[:3])
+        raise dg.Failure(description=f"{closing_line(found)}: {named}. The table of findings is in this event's metadata.", metadata=metadata, allow_retries=False)
+    context.add_output_metadata(metadata)
+
+
+@dg.job(name="scrub_store", description="Every artefact against its manifest, every table against the others. Changes nothing.")
+def scrub_job() -> None:
+    scrub_artefacts()
+
+
+JOBS: list[Any] = [observe, ingest, curate, episodes, recipe, deploy, scrub_job]
 
 weekly_recuration = dg.ScheduleDefinition(
     name="weekly_recuration", job=curate, cron_schedule="0 3 * * 1", execution_timezone="UTC",
     default_status=dg.DefaultScheduleStatus.STOPPED,
     description="Every Monday at 03:00 UTC: merge what has arrived and choose the training set anew. Trains nothing.",
+)  # fmt: skip
+
+weekly_scrub = dg.ScheduleDefinition(
+    name="weekly_scrub", job=scrub_job, cron_schedule="0 5 * * 0", execution_timezone="UTC", default_status=dg.DefaultScheduleStatus.STOPPED,
+    description="Every Sunday at 05:00 UTC: read the whole store and name what does not agree. Changes nothing.",
 )  # fmt: skip
 
 
@@ -91,5 +133,5 @@ def lost_runs(context: dg.SensorEvaluationContext, storage: StoreResource) -> dg
     return dg.SkipReason(f"ended {len(ended)} lost runs, cleared {len(folders)} leases {' '.join(ended + folders)}".strip())
 
 
-SCHEDULES = [weekly_recuration]
+SCHEDULES = [weekly_recuration, weekly_scrub]
 SENSORS = [arriving_videos, failed_runs, lost_runs]

@@ -181,11 +181,14 @@ def target_embeddings(
 def plan_distinct_clips(store: Store, config: StageConfig) -> Plan:
     from pipelines.curation import duplicates
     from pipelines.curation.report.sheets import draw_contact_removed
+    from pipelines.curation.taken import read_taken_down
 
     settings: duplicates.DuplicatesConfig = settings_of("duplicates", config)
     batches = embedded_batches(store)
     targets, target_vectors = store.current("target_videos"), store.current("target_embeddings")
     superseded = {key: paths for key, paths in registry.superseded(store).items() if key in batches}
+    taken = read_taken_down(store, list(batches.values()))
+    forbidden = {"tombstones": taken.tombstones.digest, "taken_from": sorted(taken.former)} if taken else {}
     former = store.latest("distinct_clips")  # no input: its pairs are taken over where they would be found again
 
     def build(task: Task) -> dict[str, Any]:
@@ -193,6 +196,7 @@ def plan_distinct_clips(store: Store, config: StageConfig) -> Plan:
         summary = duplicates.build_distinct(
             task.folder, folders, targets.path, target_vectors.path, settings, superseded,
             previous=former.path if former else None, work=task.work_folder, progress=task.progress,
+            taken=taken,
         )  # fmt: skip
         digests = {batch: vectors.digest for batch, (_, vectors) in batches.items()}
         draw_contact_removed(task.folder / "contact_removed.png", task.folder, [clips for clips, _ in folders.values()], targets.path)
@@ -200,8 +204,8 @@ def plan_distinct_clips(store: Store, config: StageConfig) -> Plan:
 
     inputs = [artefact for pair in batches.values() for artefact in pair] + [targets, target_vectors]
     return Plan(
-        "distinct_clips", build, lambda artefact: duplicates.check_distinct(artefact.path), inputs=inputs,
-        config={**settings.model_dump(mode="json"), "superseded": superseded}, highlights=("clips", "removed", "batches"),
+        "distinct_clips", build, lambda artefact: duplicates.check_distinct(artefact.path, taken.tombstones), inputs=inputs,
+        config={**settings.model_dump(mode="json"), "superseded": superseded, **forbidden}, highlights=("clips", "removed", "batches"),
         code_version=CODE_VERSION, in_parts=True,
     )  # fmt: skip
 
@@ -216,7 +220,7 @@ def plan_distinct_clips(store: Store, config: StageConfig) -> Plan:
     check_specs=blocking("distinct_clips", "not_empty", "removals_explained"),
 )  # fmt: skip
 def distinct_clips(context: dg.AssetExecutionContext, config: StageConfig, storage: StoreResource) -> dg.MaterializeResult:
-    """Every batch merged, without near-duplicates and without clips that leak the evaluation sets.
+    """Every batch merged, without what was taken down, near-duplicates, and clips that leak the evaluation sets.
 
     Every removal names its kept twin and their similarity; the merged batches are listed with their digests.
     """

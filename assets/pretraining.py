@@ -10,17 +10,23 @@ from assets.partitions import recipes
 from assets.resources import StoreResource
 from assets.shards import training_shards
 from pipelines.checks import Check
-from pipelines.recipes import load_recipe
+from pipelines.recipes import OWN_SHARDS, load_recipe
 from pipelines.store import Artefact, Store
 
 OWNERS = ["team:research"]
 POOL = "trainer"
+CODE_VERSION = "2"  # the order of samples
 
 
 class PretrainConfig(dg.Config):
-    """`threads` is the CPU threads of each rank; it does not change what is learned from which data."""
+    """Of each rank: CPU `threads`, `workers` that decode clips, steps to `prefetch`, megabytes to keep clips in. None of these
+    changes what is learned from which data. `log_exposures` also writes down what every sample showed (the lineage knows it anyway)."""
 
     threads: int = 1
+    workers: int = 1
+    prefetch: int = 2
+    cache_megabytes: int = 512
+    log_exposures: bool = False
 
 
 def _plan(
@@ -33,15 +39,18 @@ def _plan(
     if phase == "pretrain":
         # A change of the cooldown must not retrain what came before it.
         del pretraining["cooldown"]
+    pretraining["mixture"] = [{**source, "index": foreign_index(source["shards"])} for source in pretraining["mixture"]]
     identity = {"seed": recipe.seed, **{part: settings[part] for part in ("encoder", "predictor")}, "pretraining": pretraining}
 
     def build(task: Task) -> dict[str, Any]:
         from pipelines.pretraining import run
+        from pipelines.shards.loader import Reading
         from pipelines.training import launcher
 
         spec = run.write_spec(
-            task.work_folder, recipe, phase, shards.path, init_from=parents[0].path if parents else None, threads=config.threads
-        )
+            task.work_folder, recipe, phase, shards.path, store.root, init_from=parents[0].path if parents else None, threads=config.threads,
+            reading=Reading(config.workers, config.prefetch, config.cache_megabytes * 2**20), log_exposures=config.log_exposures,
+        )  # fmt: skip
         jobs = launcher.distributed_jobs(
             "pipelines.pretraining.run", ["--spec", str(spec)], recipe.pretraining.ranks, threads=config.threads
         )
@@ -55,8 +64,15 @@ def _plan(
 
     return Plan(
         asset, build, check, inputs=[shards, *parents], config=identity, partition=recipe_name,
-        highlights=("steps", "loss", "rank_me", "state"),
+        highlights=("steps", "loss", "rank_me", "state"), code_version=CODE_VERSION,
     )  # fmt: skip
+
+
+def foreign_index(shards: str) -> str:
+    """Digest of the index of shards that the graph has not made: those are inputs too."""
+    from pipelines.shards.mixture import index_digest
+
+    return "" if shards == OWN_SHARDS else index_digest(shards)
 
 
 def plan_pretrained_encoder(store: Store, recipe: str, config: PretrainConfig) -> Plan:
@@ -69,7 +85,7 @@ def plan_cooled_encoder(store: Store, recipe: str, config: PretrainConfig) -> Pl
 
 @dg.asset(
     deps=[training_shards], partitions_def=recipes, group_name="pretraining", owners=OWNERS, kinds={"pytorch", "deepspeed"},
-    code_version="1", pool=POOL, check_specs=blocking("pretrained_encoder", "finite", "not_collapsed"),
+    code_version=CODE_VERSION, pool=POOL, check_specs=blocking("pretrained_encoder", "finite", "not_collapsed"),
 )  # fmt: skip
 def pretrained_encoder(
     context: dg.AssetExecutionContext, config: PretrainConfig, storage: StoreResource, trainer: TrainLauncher
@@ -85,7 +101,7 @@ def pretrained_encoder(
 
 @dg.asset(
     deps=[training_shards, pretrained_encoder], partitions_def=recipes, group_name="pretraining", owners=OWNERS,
-    kinds={"pytorch", "deepspeed"}, code_version="1", pool=POOL,
+    kinds={"pytorch", "deepspeed"}, code_version=CODE_VERSION, pool=POOL,
     check_specs=blocking("cooled_encoder", "finite", "not_collapsed"),
 )  # fmt: skip
 def cooled_encoder(

@@ -48,6 +48,7 @@ class Removal(enum.StrEnum):
     NEAR_DUPLICATE = "near_duplicate"
     MIRRORED = "mirrored"
     EVALUATION_LEAK = "evaluation_leak"
+    TAKEN_DOWN = "taken_down"
     FILTERED_STATIC = "filtered_static"
     FILTERED_BLACK = "filtered_black"
     FILTERED_MOTION = "filtered_motion"

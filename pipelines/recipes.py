@@ -16,6 +16,8 @@ from pipelines.errors import InputError
 from pipelines.identity import digest_of
 
 PRESETS = Path(__file__).parent / "presets"
+MIXTURES = PRESETS / "mixtures"
+OWN_SHARDS = "training_shards"
 
 
 class Part(pydantic.BaseModel):
@@ -79,7 +81,25 @@ class Phase(Part):
     clip_grad_norm: float | None = None
 
 
+class MixtureSource(Part):
+    """One source of a data mixture. `weight` is its share of the samples, relative to the others'. `shards` is a folder or
+    URL of shards with an index, or "training_shards": what the graph has made; `only` keeps to the clips of one `source` in
+    that index. A `still` source is shown as single frames that are repeated: how the paper feeds images to a video network.
+    """
+
+    name: str
+    weight: float = pydantic.Field(gt=0)
+    shards: str = OWN_SHARDS
+    only: str | None = None
+    still: bool = False
+
+
 class PretrainRecipe(Part):
+    """`mixture` names the sources of the clips, or a file of presets/mixtures (vm22m is the paper's); without, they are the
+    graph's own shards. No clip is drawn more often than `repeat_cap` times in as many draws as there are clips (paper: no cap)."""
+
+    mixture: tuple[MixtureSource, ...] = (MixtureSource(name=OWN_SHARDS, weight=1.0),)
+    repeat_cap: float | None = pydantic.Field(default=None, ge=1)
     masks: list[MaskStrategy]
     mask_truncation: Literal["prefix", "random", "none"] = "prefix"
     mask_token: Literal["shared", "per_strategy"] = "shared"
@@ -88,6 +108,18 @@ class PretrainRecipe(Part):
     precision: Literal["fp32", "bf16"] = "fp32"
     pretrain: Phase
     cooldown: Phase
+
+    @pydantic.field_validator("mixture", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return load_mixture(value) if isinstance(value, str) else value
+
+    @pydantic.model_validator(mode="after")
+    def _different(self) -> PretrainRecipe:
+        names = [source.name for source in self.mixture]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"the mixture needs at least one source, and a name of its own for each; found {', '.join(names) or 'none'}")
+        return self
 
 
 class PosttrainRecipe(Part):
@@ -180,3 +212,18 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
         return Recipe.model_validate(yaml.safe_load(path.read_text()))
     except (pydantic.ValidationError, yaml.YAMLError) as error:
         raise InputError(f"recipe {path} cannot be used", found=str(error), remedy="mend the keys named above") from error
+
+
+def load_mixture(name_or_path: str) -> list[dict[str, Any]]:
+    """The sources of a mixture by name, or from a YAML file with a list `sources`; raises `InputError` when there is no such."""
+    named = MIXTURES / f"{name_or_path}.yaml"
+    path = named if named.is_file() else Path(name_or_path)
+    try:
+        sources: list[dict[str, Any]] = list(yaml.safe_load(path.read_text())["sources"])
+    except (OSError, KeyError, TypeError, yaml.YAMLError) as error:
+        known = ", ".join(sorted(item.stem for item in MIXTURES.glob("*.yaml")))
+        raise InputError(
+            f"no mixture {name_or_path}", expected=f"one of {known}, or a YAML file with a list `sources`", found=f"{type(error).__name__}: {error}",
+            remedy="start from pipelines/presets/mixtures/vm22m.yaml",
+        ) from error  # fmt: skip
+    return sources

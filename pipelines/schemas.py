@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -69,10 +69,12 @@ SELECTION = _table(
     ("repeats", I32), ("credit_targets", pa.list_(S)), ("credit_shares", pa.list_(F32)),
 )  # fmt: skip
 SHARD_INDEX = _table(
-    "shard_index", 1,
+    "shard_index", 2,
     ("clip_id", S), ("video_id", S), ("shard", S), ("offset", I64), ("length", I64), ("sha256", S), ("frames", I32),
     ("first_pts_s", F64), ("last_pts_s", F64), ("frame_rate", F64), ("weight", F64), ("source", S), ("licence", S),
     ("source_start_s", F64), ("source_end_s", F64),
+    # 2: size of the stored picture (px), how the bytes came about ("encoded", "copied", "found"), and the uploader
+    ("width", I32), ("height", I32), ("form", S), ("uploader", S),
 )  # fmt: skip
 COSTS = _table(
     "costs", 1,
@@ -80,7 +82,17 @@ COSTS = _table(
     ("items_per_s", F64), ("items_per_cpu_s", F64), ("parts", I32), ("parts_found", I32),
 )  # fmt: skip
 EXPOSURES = _table("exposures", 1, ("clip_id", S), ("video_id", S), ("samples", I64), ("seconds", F64))
-TOMBSTONES = _table("tombstones", 1, ("clip_id", S), ("video_id", S), ("reason", S), ("added", S))
+EXPOSURE_LOG = _table(
+    "exposure_log", 1,  # a row a sample, told by the bytes that were decoded: the tar member's name, its digest, the pts of its frames
+    ("step", I64), ("global_sample", I64), ("salt", I32), ("shards", S), ("clip_id", S), ("sha256", S), ("time_base_num", I32), ("time_base_den", I32),
+    ("pts", pa.list_(I64)), ("top", I32), ("left", I32), ("height", I32), ("width", I32), ("flip", B),
+)  # fmt: skip
+TOMBSTONES = _table(
+    "tombstones", 2, ("clip_id", S), ("video_id", S), ("reason", S), ("added", S),
+    # 2: no clip_id means every clip of the video, those to come too. `rule` is what was asked (video, source, uploader, licence)
+    # with its `value`, or "twin" of the clip `twin_of`, by the removals table, with their similarity.
+    ("takedown", S), ("rule", S), ("value", S), ("twin_of", S), ("similarity", F32),
+)  # fmt: skip
 CHECKPOINTS = _table(
     "checkpoints", 1,
     ("digest", S), ("asset", S), ("partition", S), ("step", I64), ("parents", S), ("shards_digest", S), ("path", S),
@@ -114,6 +126,8 @@ MIGRATIONS: dict[tuple[str, int], Callable[[pa.Table], pa.Table]] = {
     ("removals", 1): _with_columns(distance=None, detail=""),
     ("assignments", 1): _with_columns(novel=False),
     ("selection", 1): _with_columns(repeats=None, credit_targets=None, credit_shares=None),
+    ("shard_index", 1): _with_columns(width=None, height=None, form="encoded", uploader=None),
+    ("tombstones", 1): _with_columns(takedown="", rule="video", value="", twin_of=None, similarity=None),
 }
 """(table, version it is in) -> the step to the next version. Values that an older file cannot tell are null."""
 
@@ -144,27 +158,28 @@ def write_table(table: pa.Table, path: Path, schema: pa.Schema) -> None:
     pq.write_table(table.select(schema.names).cast(schema).replace_schema_metadata(schema.metadata), path, compression="zstd")
 
 
-def read_table(path: Path, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
+def read_table(source: Path | BinaryIO, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
     """Read one Parquet file, or some `columns` of it, and insist on the schema's name, version and columns.
 
     A file of an older version is migrated; one of a newer version, or another table, is an error.
     """
-    found = pq.read_schema(path).metadata or {}
-    name, version = found.get(b"tubelet.table", b"").decode(), found.get(b"tubelet.version", b"").decode()
     wanted = table_version(schema)
-    steps = [(name, step) for step in range(int(version), wanted)] if version.isdigit() else []
-    if name == table_name(schema) and version.isdigit() and int(version) <= wanted and all(step in MIGRATIONS for step in steps):
-        table = pq.read_table(path, columns=None if steps else columns)
-        for step in steps:
-            table = MIGRATIONS[step](table)
-        if steps and set(table.schema.names) == set(schema.names):
-            table = table.select(schema.names).cast(schema).replace_schema_metadata(schema.metadata)
-        if columns is not None:
-            return table.select(columns)
-        if table.schema.equals(schema):
-            return table
+    with pq.ParquetFile(source) as file:
+        found = file.schema_arrow.metadata or {}
+        name, version = found.get(b"tubelet.table", b"").decode(), found.get(b"tubelet.version", b"").decode()
+        steps = [(name, step) for step in range(int(version), wanted)] if version.isdigit() else []
+        if name == table_name(schema) and version.isdigit() and int(version) <= wanted and all(step in MIGRATIONS for step in steps):
+            table = file.read(columns=None if steps else columns)
+            for step in steps:
+                table = MIGRATIONS[step](table)
+            if steps and set(table.schema.names) == set(schema.names):
+                table = table.select(schema.names).cast(schema).replace_schema_metadata(schema.metadata)
+            if columns is not None:
+                return table.select(columns)
+            if table.schema.equals(schema):
+                return table
     raise StoreError(
-        f"{path} is not the table that was asked for",
+        f"{source if isinstance(source, Path) else getattr(source, 'name', 'a file')} is not the table that was asked for",
         expected=f"{table_name(schema)} version {wanted}", found=f"{name or 'no table name'} version {version or '?'}",
         remedy="make the artefact again with this version of Tubelet",
     )  # fmt: skip

@@ -7,6 +7,7 @@ Layout under the root::
     current/<asset>/<partition>.json             the artefact that consumers use (replaced atomically)
     validated/<digest>.json                      written when an artefact's blocking checks have passed
     work/<asset>/<partition>/<identity>/         working folders of long jobs (checkpoints), resumable by identity
+    tombstones/ takedowns/                       what may not be used any more, and the report on each takedown
     corpus/ episodes/ dagster/ logs/             built-in data, recorded episodes, Dagster's database, logs
 
 An artefact's *identity* is a digest of what it is made from (asset, partition, config, inputs, code version), so the
@@ -31,6 +32,7 @@ from typing import Any
 from models.errors import TubeletError
 from pipelines.errors import MissingArtefact, StoreError
 from pipelines.identity import canonical_json, digest_of, file_sha256
+from pipelines.tombstones import redactions
 
 STORE_VERSION = 1
 MARKER = "STORE.json"
@@ -225,13 +227,11 @@ class Store:
         return [self.load(self.root / path) for path in manifest["input_paths"].values()]
 
     def verify(self, artefact: Artefact) -> list[str]:
-        """Names of members whose bytes do not agree with the manifest (empty when all do)."""
+        """Names of members whose bytes do not agree with the manifest, or with what a takedown made of them (empty when all do)."""
         manifest = json.loads((artefact.path / MANIFEST).read_text())
-        return [
-            name
-            for name, entry in manifest["files"].items()
-            if not (artefact.path / name).is_file() or file_sha256(artefact.path / name) != entry["sha256"]
-        ]
+        wanted = {name: entry["sha256"] for name, entry in manifest["files"].items()}
+        wanted |= {name: entry["sha256"] for name, entry in redactions(artefact.path).items()}
+        return [name for name, sha256 in wanted.items() if not (artefact.path / name).is_file() or file_sha256(artefact.path / name) != sha256]
 
     def work_folder(self, asset: str, partition: str | None, identity: str) -> Path:
         """Working folder of a long job: the same identity resumes in the same folder."""

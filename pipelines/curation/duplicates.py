@@ -1,4 +1,4 @@
-"""Distinct clips: all batches merged, without duplicates and without clips that leak the targets' evaluation splits.
+"""Distinct clips: all batches merged, without what was taken down, duplicates, and clips that leak the targets' evaluation splits.
 
 Duplicates go by a greedy star cover: every removed clip is a direct neighbour of a clip that is kept, so no chain of
 small differences removes a clip unlike anything that stays. Two copies of one film may be less like each other than both
@@ -31,11 +31,13 @@ from pipelines.curation.neighbours import SearchConfig
 from pipelines.curation.pairs import PairRules, Pairs
 from pipelines.curation.pool_pairs import PoolPairs, find_pool_pairs, write_pool_pairs
 from pipelines.curation.removals import Filters, Removals, filtered
+from pipelines.curation.taken import TakenClips, TakenDown, find_taken
 from pipelines.curation.verification import LookRule
 from pipelines.errors import InputError, Removal
 from pipelines.identity import file_sha256
 from pipelines.parts import Parts, open_parts
 from pipelines.schemas import CLIPS, REMOVALS, read_table, write_table
+from pipelines.tombstones import Tombstones
 from pipelines.video.fingerprint import CELLS, PICTURES
 
 logger = logging.getLogger("tubelet.curation")
@@ -68,12 +70,13 @@ def build_distinct(
     previous: Path | None = None,
     work: Path | None = None,
     progress: Callable[..., None] | None = None,
+    taken: TakenDown | None = None,
 ) -> dict[str, Any]:
     """Merge `batches` (key -> folders of clips and embeddings) into `folder`: clips.parquet, looks.npy, removals.parquet,
     leaks.json, embeddings.npy, clip_ids.json, encoder.json, batches.json, and pairs.parquet with pairs.json and signs.npz.
 
     `superseded` names paths whose file changed after a batch. `previous` is an earlier result, whose pairs are taken over
-    where the batches are the same: faster, with the same result. Raises `InputError` when vectors come from different
+    where the batches are the same: faster, with the same result. `taken` is what may not be used any more. Raises `InputError` when vectors come from different
     encoders, or when clips have none. Returns the summary.
     """
     started = time.monotonic()
@@ -88,14 +91,15 @@ def build_distinct(
     with open_parts(work) as parts:
         found = find_pool_pairs(parts, pool, evaluation, config.search, config.duplicate, config.leak, previous, progress)
         leaks = find_leaks(pool, evaluation, found.evaluation, found.pool)
-        removals = removed_clips(parts, pool, evaluation, leaks, found, config)
+        gone = find_taken(parts, pool, found, taken or TakenDown(), config.search, config.duplicate)
+        removals = removed_clips(parts, pool, evaluation, gone, leaks, found, config)
         cost = parts.cost(len(pool), "clips")
     keep = pool.live.copy()
     keep[removals.rows] = False
     write_distinct(folder, pool, [batches[key][0] for key in pool.keys], np.flatnonzero(keep))
     write_table(removals.table(), folder / "removals.parquet", REMOVALS)
     write_pool_pairs(folder, pool, evaluation, config.search, config.duplicate, config.leak, found)
-    (folder / "leaks.json").write_text(json.dumps(leak_report(pool, evaluation, leaks), indent=1))
+    (folder / "leaks.json").write_text(json.dumps(leak_report(pool, evaluation, leaks, gone.rows), indent=1))
     shutil.copyfile((next(iter(batches.values()))[1] if batches else target_embeddings_folder) / "encoder.json", folder / "encoder.json")
     digests = {key: file_sha256(batches[key][0] / "clips.parquet")[:16] for key in pool.keys}
     (folder / "batches.json").write_text(json.dumps(digests))
@@ -109,10 +113,14 @@ def build_distinct(
     }  # fmt: skip
 
 
-def removed_clips(parts: Parts, pool: ClipPool, evaluation: Evaluation, leaks: Leaks, found: PoolPairs, config: DuplicatesConfig) -> Removals:
-    """Leaks, then filtered clips, then duplicates of what is left: each clip goes once."""
+def removed_clips(
+    parts: Parts, pool: ClipPool, evaluation: Evaluation, gone: TakenClips, leaks: Leaks, found: PoolPairs, config: DuplicatesConfig
+) -> Removals:
+    """What was taken down, then leaks, then filtered clips, then duplicates of what is left: each clip goes once."""
     removals = Removals(pool)
     free = pool.live.copy()
+    removals.add(gone.rows, [Removal.TAKEN_DOWN] * len(gone.rows), gone.twins, gone.similarity, gone.distance, gone.details)
+    free[gone.rows] = False
     _remove_leaks(removals, pool, evaluation, leaks, free)
     number, filters = filtered(pool, config)
     rows = np.flatnonzero(free & (number >= 0))
@@ -214,9 +222,13 @@ def _write_rows(path: Path, values: Stacked, rows: Rows, kind: Any, shape: tuple
     found.flush()
 
 
-def check_distinct(folder: Path) -> dict[str, Check]:
-    """Blocking checks: something is left, and each removal names a kept twin (or the evaluation clip, or a filter)."""
-    clips = read_table(folder / "clips.parquet", CLIPS, columns=["clip_id"]).column("clip_id")
+def check_distinct(folder: Path, tombstones: Tombstones | None = None) -> dict[str, Check]:
+    """Blocking checks: something is left, and each removal names a kept twin (or the evaluation clip, the takedown, or a filter).
+
+    With `tombstones` nothing that is left may be covered, nor the twin of what was taken down.
+    """
+    kept = read_table(folder / "clips.parquet", CLIPS, columns=["clip_id", "video_id"])
+    clips = kept.column("clip_id")
     removals = read_table(folder / "removals.parquet", REMOVALS, columns=["clip_id", "reason", "twin_id"])
     clip_ids, vectors = read_vectors(folder, mapped=True)
     looks = np.load(folder / "looks.npy", mmap_mode="r", allow_pickle=False)
@@ -224,6 +236,8 @@ def check_distinct(folder: Path) -> dict[str, Check]:
     by_twin = pc.is_in(reason, pa.array([Removal.EXACT, Removal.FINGERPRINT, Removal.NEAR_DUPLICATE, Removal.MIRRORED], pa.string()))
     orphans = removals.filter(pc.and_(by_twin, pc.invert(pc.is_in(twin, clips.combine_chunks()))))
     unnamed = removals.filter(pc.and_(pc.equal(reason, Removal.EVALUATION_LEAK.value), pc.equal(twin, "")))
+    served = int((tombstones or Tombstones()).among(clips, kept.column("video_id")).sum())
+    served += len(removals.filter(pc.and_(pc.equal(reason, Removal.TAKEN_DOWN.value), pc.is_in(twin, clips.combine_chunks()))))
     different = len(pc.unique(clips))
     sound = clips.to_pylist() == clip_ids and different == len(clips) == len(vectors) == len(looks)
     return {
@@ -233,8 +247,9 @@ def check_distinct(folder: Path) -> dict[str, Check]:
             "look at removals.parquet: if all went, the pool is the evaluation set",
         ),
         "removals_explained": Check(
-            len(orphans) + len(unnamed) == 0, "a kept twin for every duplicate, an evaluation clip for every leak",
-            f"{len(orphans)} duplicates without a kept twin, {len(unnamed)} leaks without their evaluation clip",
+            len(orphans) + len(unnamed) + served == 0,
+            "a kept twin for every duplicate, an evaluation clip for every leak" + (", nothing left that was taken down" if tombstones else ""),
+            f"{len(orphans)} duplicates without a kept twin, {len(unnamed)} leaks without their evaluation clip" + (f", {served} taken clips left" if tombstones else ""),
             "materialize distinct_clips again",
         ),
     }  # fmt: skip

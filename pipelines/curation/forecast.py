@@ -26,7 +26,8 @@ from pipelines.identity import stable_seed
 from pipelines.parts import cpu_seconds
 from pipelines.recipes import Part
 from pipelines.schemas import CLIPS, QUARANTINE, VIDEOS, read_table
-from pipelines.shards.cutting import CutClip, ShardConfig, cut_clip
+from pipelines.shards.cutting import cut_clip
+from pipelines.shards.form import CutClip, ShardConfig
 from pipelines.sources.folder import SourceFile
 from pipelines.sources.kinds import describe_source
 from pipelines.sources.registry import Batch

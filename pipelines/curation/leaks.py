@@ -95,12 +95,12 @@ def _nearest(pool: ClipPool, stream: int, evaluation: Evaluation, rows: Sequence
     return int(rows[int((evaluation.pool.vectors.take(evaluation.clips[list(rows)]) @ vector).argmax())])
 
 
-def leak_report(pool: ClipPool, evaluation: Evaluation, leaks: Leaks) -> dict[str, Any]:
+def leak_report(pool: ClipPool, evaluation: Evaluation, leaks: Leaks, gone: Rows) -> dict[str, Any]:
     """For leaks.json: how many clips and videos were kept out for which target set and by which rule, and, for each set, the
-    twenty that are most like their evaluation clip."""
+    twenty that are most like their evaluation clip. Clips `gone` before, as they were taken down, are not among them."""
     number = np.full(len(pool.firsts), -1, np.int64)
     number[leaks.streams] = np.arange(len(leaks.streams))
-    rows = np.flatnonzero(pool.live & (number[pool.stream] >= 0))
+    rows = np.setdiff1d(np.flatnonzero(pool.live & (number[pool.stream] >= 0)), gone)
     video_ids, clip_ids, paths = (pool.table.column(name).take(rows).to_pylist() for name in ("video_id", "clip_id", "path"))
     held_out = evaluation.pool.table.take(evaluation.clips)
     names = held_out.column("clip_id").to_pylist()

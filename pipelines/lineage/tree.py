@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipelines.errors import InputError, MissingArtefact
-from pipelines.store import MANIFEST, Artefact, Store
+from pipelines.store import MANIFEST, NO_PARTITION, Artefact, Store
+
+SHORTEST = 8  # characters of a digest that are taken for a name
 
 
 @dataclass(frozen=True)
@@ -35,21 +39,44 @@ class Node:
         }  # fmt: skip
 
 
+def every_artefact(store: Store) -> list[Artefact]:
+    """All complete artefacts of the store, current or not, in the order they were made; a draft is none."""
+    manifests = [(path.parent, json.loads(path.read_text())) for path in (store.root / "artefacts").glob("*/*/[!.]*/" + MANIFEST)]
+    return [store.load(folder) for folder, _ in sorted(manifests, key=lambda pair: (pair[1]["created"], str(pair[0])))]
+
+
+def current_paths(store: Store) -> set[Path]:
+    """Folders of the artefacts that the store's pointers name."""
+    return {store.root / json.loads(path.read_text())["path"] for path in (store.root / "current").glob("*/*.json")}
+
+
+def descendants(store: Store, artefacts: Sequence[Artefact]) -> list[Artefact]:
+    """What was made from any of these, in the order it was made; they themselves are not in it."""
+    everything = every_artefact(store)
+    children: dict[Path, list[Path]] = {}
+    for item in everything:
+        for path in input_paths(item).values():
+            children.setdefault(store.root / path, []).append(item.path)
+    start = {item.path for item in artefacts}
+    reached, waiting = set(start), list(start)
+    while waiting:
+        fresh = set(children.get(waiting.pop(), [])) - reached
+        reached |= fresh
+        waiting += fresh
+    return [item for item in everything if item.path in reached - start]
+
+
+def input_paths(artefact: Artefact) -> dict[str, str]:
+    """{key: folder in the store} of the inputs, from the manifest; a fan-in has one for each partition it took."""
+    return dict(json.loads((artefact.path / MANIFEST).read_text())["input_paths"])
+
+
 def find(store: Store, name: str) -> Artefact:
-    """The artefact called `name`: `asset`, `asset[partition]` (the current one), a digest or identity (8 or more
-    characters of its start), or the path of its folder. Raises `InputError` when there is none, or more than one; `MissingArtefact` in
-    an empty store."""
-    folder = Path(name)
-    if (folder / MANIFEST).is_file():
-        return store.load(folder.absolute())
-    asset, _, partition = name.removesuffix("]").partition("[")
-    if (store.root / "current" / asset).is_dir():
-        names = store.partitions(asset)
-        if not partition and len(names) == 1:
-            partition = names[0]
-        return store.current(asset, partition if partition != "_" else None) if partition else store.current(asset)
-    manifests = (store.root / "artefacts").glob("*/*/[!.]*/" + MANIFEST) if len(name) >= 8 else iter(())
-    found = [item for item in (store.load(path.parent) for path in manifests) if item.digest.startswith(name) or item.identity.startswith(name)]
+    """The artefact called `name`: `asset`, `asset[partition]` (the current one), the start (8 or more characters) of a digest, an
+    identity or a bundle's digest, or a folder: an artefact's, one inside it, or a checkpoint's in the work folder of a training.
+
+    Raises `InputError` when there is none, or more than one; `MissingArtefact` in an empty store."""
+    found = matches(store, name)
     if len({item.digest for item in found}) != 1:
         assets = sorted(path.name for path in (store.root / "current").glob("*"))
         if not assets:
@@ -59,6 +86,50 @@ def find(store: Store, name: str) -> Artefact:
             found=", ".join(f"{item.key} {item.digest}" for item in found) or "none", remedy="name it as the Dagster UI does",
         )  # fmt: skip
     return found[0]
+
+
+def matches(store: Store, name: str) -> list[Artefact]:
+    """Every artefact that `name` may mean (see `find`), a current one first among those with equal bytes."""
+    folder = _folder_of(store, Path(name))
+    if folder is not None:
+        return [store.load(folder)]
+    asset, _, partition = name.removesuffix("]").partition("[")
+    if (store.root / "current" / asset).is_dir():
+        names = store.partitions(asset)
+        if not partition and len(names) == 1:
+            partition = names[0]
+        return [store.current(asset, partition if partition != "_" else None) if partition else store.current(asset)]
+    if len(name) < SHORTEST:
+        return []
+    current = current_paths(store)
+    found = [item for item in every_artefact(store) if any(own.startswith(name) for own in _names_of(item))]
+    return sorted(found, key=lambda item: item.path not in current)
+
+
+def _names_of(item: Artefact) -> tuple[str, ...]:
+    # An agent knows its bundle's digest and nothing else.
+    return (item.digest, item.identity, *([str(item.summary.get("bundle", ""))] if item.asset == "robot_bundle" else []))
+
+
+def _folder_of(store: Store, folder: Path) -> Path | None:
+    """The artefact folder that `folder` is, lies in, or is being filled from; None for what is no folder of the kind."""
+    if not folder.is_dir():
+        return None
+    folder = folder.absolute()
+    for place in (folder, *folder.parents):
+        manifest = place / MANIFEST
+        if manifest.is_file() and "asset" in json.loads(manifest.read_text()):  # a checkpoint's manifest names files only
+            return place
+    work = store.root.absolute() / "work"
+    if not folder.is_relative_to(work) or len(folder.relative_to(work).parts) < 3:
+        return None
+    own = Path(*folder.relative_to(work).parts[:3])
+    if not (store.root / "artefacts" / own / MANIFEST).is_file():
+        raise InputError(
+            f"the training in {work / own} has not ended", expected="a work folder whose artefact is made", found=str(folder),
+            remedy=f"materialize {own.parts[0]}[{own.parts[1]}]: it goes on from its newest checkpoint",
+        )  # fmt: skip
+    return store.root / "artefacts" / own
 
 
 def trace(store: Store, artefact: Artefact) -> Node:
@@ -97,3 +168,14 @@ def ancestors(store: Store, artefact: Artefact) -> list[Artefact]:
             found[item.path] = item
             waiting += inputs_of(store, item)
     return list(found.values())
+
+
+def fan_in(store: Store, artefact: Artefact) -> list[dict[str, Any]]:
+    """Which partitions an artefact took in, one row each: batch, clips, and `inputs` {asset: digest}. Dagster keeps one combined digest."""
+    rows: dict[str, dict[str, Any]] = {}
+    for parent in inputs_of(store, artefact):
+        if parent.partition not in (NO_PARTITION, artefact.partition):
+            row = rows.setdefault(parent.partition, {"into": artefact.key, "into_digest": artefact.digest, "batch": parent.partition, "clips": None, "inputs": {}})
+            row["inputs"][parent.asset] = parent.digest
+            row["clips"] = parent.summary.get("clips", row["clips"])
+    return [rows[name] for name in sorted(rows)]

@@ -12,13 +12,17 @@ from safetensors.torch import load_file
 from torch import nn
 
 from models.weights import save_module
+from pipelines import schemas
 from pipelines.checks import Check
 from pipelines.errors import TrainingError
+from pipelines.lineage.exposure import ExposureSpec
+from pipelines.pretraining.clips import stand_ins
 from pipelines.pretraining.curves import draw_curves
+from pipelines.pretraining.exclusions import read_exclusions
 from pipelines.pretraining.objective import JEPA
 from pipelines.pretraining.spec import Spec
-from pipelines.pretraining.stand_ins import stand_ins
-from pipelines.shards.loader import ClipGeometry
+from pipelines.shards.exposure_log import LOG_FILE, collect
+from pipelines.shards.geometry import ClipGeometry
 from pipelines.training import checkpoint
 from pipelines.training.engine import EngineState
 from pipelines.training.metrics import Health, health
@@ -42,20 +46,23 @@ def write_result(
     draw_curves(rows, folder / "curves.png", title=f"{spec.recipe.name} {spec.phase}")
     verdict = health(history)
     before = json.loads((spec.init_from / "state.json").read_text())["exposures"] if spec.init_from else []
-    geometry = ClipGeometry.of_phase(settings).to_dict()
-    exposure = {
-        "phase": spec.phase, "seed": spec.recipe.seed, "steps": settings.steps, "global_batch": settings.global_batch, "geometry": geometry,
-        "shards_digest": spec.lineage()["shards"], "replaced": stand_ins(spec.work_folder, settings.steps * settings.global_batch),
-    }  # fmt: skip
+    samples = settings.steps * settings.global_batch
+    exposure = ExposureSpec(
+        phase=spec.phase, seed=spec.recipe.seed, steps=settings.steps, global_batch=settings.global_batch,
+        geometry=ClipGeometry.of_phase(settings).to_dict(), sources=spec.sources(), repeat_cap=spec.recipe.pretraining.repeat_cap,
+        replaced=stand_ins(spec.work_folder, samples), exclusions=[entry for entry in read_exclusions(spec.work_folder) if entry[0] < settings.steps],
+    )  # fmt: skip
+    if spec.log_exposures:
+        schemas.write_table(collect(spec.work_folder, samples), folder / LOG_FILE, schemas.EXPOSURE_LOG)
     measured = history[-1] if history else {}
     summary = {
-        "steps": settings.steps, "clips": settings.steps * settings.global_batch, "ranks": world, "seconds": seconds,
+        "steps": settings.steps, "clips": samples, "stand_ins": len(exposure.replaced), "ranks": world, "seconds": seconds,
         "loss": measured.get("mean_loss"), "floor": measured.get("floor"), "rank_me": measured.get("rank_me"),
         "first_rank_me": history[0]["rank_me"] if history else None, "target_std": measured.get("target_std"),
         "data_wait": measured.get("data_wait"), "state": verdict.state, "health": verdict.line,
         "parameters": sum(value.numel() for value in student.parameters()), "pictures": ["curves.png"],
     }  # fmt: skip
-    exposures = [*before, exposure]
+    exposures = [*before, asdict(exposure)]
     content = {"identity": spec.identity(), "step": settings.steps, "verdict": asdict(verdict), "exposures": exposures, "summary": summary}
     (folder / "state.json").write_text(json.dumps(content, indent=1))
     (folder / "lineage.json").write_text(json.dumps({**spec.lineage(), "exposures": exposures}, indent=1))

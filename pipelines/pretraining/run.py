@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import torch
 
 from models.encoder import EncoderConfig, VideoEncoder
@@ -24,6 +25,8 @@ from models.predictor import MaskedPredictor, PredictorConfig
 from models.weights import load_module
 from pipelines.errors import InputError
 from pipelines.identity import stable_seed
+from pipelines.pretraining.clips import Clips
+from pipelines.pretraining.exclusions import Takedowns
 from pipelines.pretraining.objective import JEPA
 from pipelines.pretraining.result import (
     DONE,
@@ -34,12 +37,14 @@ from pipelines.pretraining.result import (
     write_result,
 )
 from pipelines.pretraining.spec import Spec, read_spec, write_spec
-from pipelines.pretraining.stand_ins import noting
 from pipelines.pretraining.task import Pretraining
 from pipelines.recipes import Recipe
 from pipelines.reporting import Reporter, configure_logging, open_reporter
-from pipelines.shards.loader import ClipGeometry, ClipLoader
+from pipelines.shards.geometry import ClipGeometry
+from pipelines.shards.loader import ClipLoader
+from pipelines.shards.mixture import open_mixture
 from pipelines.store import disk_error
+from pipelines.tombstones import read_tombstones
 from pipelines.training import checkpoint
 from pipelines.training.ema import make_target
 from pipelines.training.engine import Engine, EngineConfig, open_engine
@@ -71,22 +76,25 @@ def run(spec: Spec, stop: StopRequest) -> None:
     """Train one phase from its beginning, from the phase before, or from its own newest checkpoint, to its result."""
     started = time.monotonic()
     torch.set_num_threads(spec.threads)
+    cv2.setNumThreads(1)  # the loader's workers are the parallelism; OpenCV's own costs twice the CPU on frames this small
     recipe, settings = spec.recipe.pretraining, spec.settings
     student = build_student(spec.recipe, settings.height, settings.width, settings.frames)
     target = make_target(student.encoder)
     engine = open_engine(student, EngineConfig(recipe.zero_stage, recipe.precision, settings.clip_grad_norm))
     reporter = open_reporter(spec.work_folder, engine.rank)
     loader = ClipLoader(
-        spec.shards_folder, ClipGeometry.of_phase(settings), seed=spec.recipe.seed, phase=spec.phase,
-        global_batch=settings.global_batch, rank=engine.rank, world=engine.world,
+        open_mixture(recipe.mixture, spec.shards_folder), ClipGeometry.of_phase(settings), seed=spec.recipe.seed, phase=spec.phase,
+        global_batch=settings.global_batch, rank=engine.rank, world=engine.world, repeat_cap=recipe.repeat_cap, reading=spec.reading,
+        taken_down=lambda: read_tombstones(spec.store),
     )  # fmt: skip
+    takedowns = Takedowns(engine, loader, spec.store, spec.work_folder)
     task, guard = Pretraining(engine, target, recipe, spec.phase, spec.recipe.seed, spec.identity()), Guard()
-    start = _restore(spec, engine, task, guard, loader, reporter)
+    start = _restore(spec, engine, task, guard, loader, takedowns, reporter)
     reporter.log(f"{spec.phase}: ready after {time.monotonic() - started:.1f} s, {engine.world} ranks")
     train(
         engine, task,
         Schedule(settings.steps, settings.learning_rate, settings.ema, settings.weight_decay, settings.checkpoint_every),
-        lambda first, last: noting(loader, spec.work_folder, first, last), start=start, checkpoints=spec.checkpoints, guard=guard, reporter=reporter, stop=stop,
+        Clips(loader, takedowns, spec.work_folder, spec.log_exposures), start=start, checkpoints=spec.checkpoints, guard=guard, reporter=reporter, stop=stop,
     )  # fmt: skip
     state = engine.state()
     if state is not None:
@@ -96,11 +104,12 @@ def run(spec: Spec, stop: StopRequest) -> None:
 
 
 def _restore(
-    spec: Spec, engine: Engine, task: Pretraining, guard: Guard, loader: ClipLoader, reporter: Reporter
+    spec: Spec, engine: Engine, task: Pretraining, guard: Guard, loader: ClipLoader, takedowns: Takedowns, reporter: Reporter
 ) -> int:
     """Bring every rank to the same state and return the step to go on from."""
     found = checkpoint.newest(spec.checkpoints) if engine.rank == 0 else None
     start = engine.from_first(checkpoint.step_of(found) if found else 0)
+    takedowns.begin(start)
     if start:
         path = spec.checkpoints / checkpoint.name_of(start)
         state = json.loads((path / checkpoint.STATE).read_text())

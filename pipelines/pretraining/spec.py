@@ -10,12 +10,16 @@ import pydantic
 
 from pipelines.errors import InputError
 from pipelines.identity import digest_of
-from pipelines.recipes import Phase, Recipe
+from pipelines.recipes import OWN_SHARDS, Phase, Recipe
+from pipelines.shards.loader import Reading
+from pipelines.shards.mixture import index_digest
 from pipelines.store import write_atomic
 
 
 class Spec(pydantic.BaseModel):
-    """`init_from` is the artefact folder of the phase before; the cooldown cannot do without. `threads` is a rank's."""
+    """`shards_folder` is where the mixture's source "training_shards" is. `store` keeps the tombstones. `init_from` is the
+    artefact folder of the phase before; the cooldown cannot do without. `threads` and `reading` are a rank's; `log_exposures`
+    also writes down what every sample showed, told by the bytes that were decoded."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
@@ -23,8 +27,11 @@ class Spec(pydantic.BaseModel):
     phase: Literal["pretrain", "cooldown"]
     shards_folder: Path
     work_folder: Path
+    store: Path
     init_from: Path | None = None
     threads: int = 1
+    reading: Reading = Reading()
+    log_exposures: bool = False
 
     @property
     def settings(self) -> Phase:
@@ -42,8 +49,15 @@ class Spec(pydantic.BaseModel):
         """Digests of what goes in."""
         return {
             "recipe": self.recipe.name, "recipe_digest": self.recipe.digest("encoder", "predictor", "pretraining"), "phase": self.phase,
-            "seed": self.recipe.seed, "shards": _digest_in(self.shards_folder), "parent": _digest_in(self.init_from) if self.init_from else None,
+            "seed": self.recipe.seed, "sources": self.sources(), "parent": _digest_in(self.init_from) if self.init_from else None,
         }  # fmt: skip
+
+    def sources(self) -> list[dict[str, Any]]:
+        """The mixture's sources, each with the digest of its shards."""
+        return [
+            {**source.model_dump(mode="json"), "digest": _digest_in(self.shards_folder) if source.shards == OWN_SHARDS else index_digest(source.shards)}
+            for source in self.recipe.pretraining.mixture
+        ]
 
     def identity(self) -> str:
         """Digest of what decides the weights; ranks, threads and the ZeRO stage change rounding only."""
@@ -55,12 +69,11 @@ class Spec(pydantic.BaseModel):
 
 
 def write_spec(
-    work_folder: Path, recipe: Recipe, phase: Literal["pretrain", "cooldown"], shards_folder: Path,
-    init_from: Path | None = None, threads: int = 1,
-) -> Path:  # fmt: skip
+    work_folder: Path, recipe: Recipe, phase: Literal["pretrain", "cooldown"], shards_folder: Path, store: Path, **options: Any
+) -> Path:
     """Write `work_folder`/spec.json for `python -m pipelines.pretraining.run --spec` and return its path."""
     work_folder.mkdir(parents=True, exist_ok=True)
-    spec = Spec(recipe=recipe, phase=phase, shards_folder=shards_folder, work_folder=work_folder, init_from=init_from, threads=threads)
+    spec = Spec(recipe=recipe, phase=phase, shards_folder=shards_folder, work_folder=work_folder, store=store, **options)
     write_atomic(work_folder / "spec.json", spec.model_dump_json(indent=1))
     return work_folder / "spec.json"
 

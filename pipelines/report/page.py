@@ -145,7 +145,7 @@ def _times(times: dict[str, Any]) -> str:
 
 def _lineage(store: Store, deployment: Artefact, rows: list[dict[str, Any]]) -> str:
     folded = f"<details><summary>{len(rows)} source videos</summary><div class='scroll'>{seconds_html(rows)}</div></details>"
-    return render_html(trace(store, deployment)) + folded
+    return render_html(trace(store, deployment).to_dict()) + folded
 
 
 def _text(value: Any) -> str:

@@ -2,139 +2,98 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import subprocess
-from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
 import ffmpeg
-import pydantic
 
 from pipelines.errors import InputError, Reject
-from pipelines.shards.decode import packet_times
-from pipelines.video.decode import Clock, open_video, timed_frames
+from pipelines.shards.copying import copy_clip
+from pipelines.shards.form import ENCODED, CutClip, CutFailure, ShardConfig, measure, run_ffmpeg
+from pipelines.shards.source import Numbered, numbered_frames, ticks_of
+from pipelines.shards.thinning import Thinning, mean_rate, thinning_of
 from pipelines.video.encode import ffmpeg_binary
 from pipelines.video.media import media_stat, media_url
 
 EARLY_S = (0.0, 5.0, math.inf)  # how long before a clip each attempt starts to decode; infinity: at the beginning
 
 
-class ShardConfig(pydantic.BaseModel):
-    """Form of the stored clips. `short_side` in px (even; smaller sources keep their size), `gop` in frames, sizes in bytes.
-
-    A GOP of at most 16 and no B-frames bound the frames decoded to reach any instant (docs: mean half a GOP).
-    """
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
-
-    short_side: int = pydantic.Field(default=112, ge=16, multiple_of=2)
-    gop: int = pydantic.Field(default=16, ge=1, le=32)
-    crf: int = pydantic.Field(default=20, ge=0, le=51)
-    preset: str = "veryfast"
-    shard_bytes: int = pydantic.Field(default=64 * 2**20, ge=1)
-    cut_timeout_s: float = 120.0
-
-
-@dataclass(frozen=True)
-class CutClip:
-    """`data` is the mp4; times in s on the clip's own clock, of the first and the last frame."""
-
-    data: bytes
-    frames: int
-    first_pts_s: float
-    last_pts_s: float
-    attempts: int
-
-
-@dataclass(frozen=True)
-class CutFailure:
-    """Why a clip could not be cut; `detail` carries ffmpeg's words or the counts that disagree."""
-
-    code: Reject
-    detail: str
-    attempts: int
-
-
 def cut_clip(clip: dict[str, Any], target: Path, config: ShardConfig) -> CutClip | CutFailure:
     """Cut one row of the `clips` table to the temporary file `target` and read it back; never raises for a bad source.
 
-    The frames kept are those with start_pts <= pts < end_pts. First by seeking to the start; if their number is not
-    `clip["frames"]` (containers such as mpegts seek inexactly), from some seconds before, then from the file's beginning.
+    The frames kept are those with start_pts <= pts < end_pts, thinned where they come faster than `config.frame_rate`;
+    thinned ones are compared with the times that the source gives them. First by seeking to the start; if their number is
+    not `clip["frames"]` (containers such as mpegts seek inexactly), from some seconds before, then from the file's
+    beginning. Raises `OSError` when the disk is full.
     """
-    failure = CutFailure(Reject.UNREADABLE, f"{clip['path']} is not there", 0)
     try:
         media_stat(clip["path"])
     except OSError:
-        return failure
+        return CutFailure(Reject.UNREADABLE, f"{clip['path']} is not there", 0)
     try:
-        numbered = _numbered(clip)
+        numbered = numbered_frames(clip)
+        thinning = thinning_of(clip, config.frame_rate)
+        ticks = ticks_of(clip, numbered) if thinning else None
     except (av.FFmpegError, InputError) as error:
         return CutFailure(Reject.DECODE_ERROR, str(error), 1)
+    if thinning and ticks is not None:
+        if len(ticks) != clip["frames"]:
+            return CutFailure(Reject.TRUNCATED, f"the source has {len(ticks)} frames where the clip has {clip['frames']}", 1)
+        kept = [ticks[place] for place in thinning.kept(ticks)]
+        thinning, ticks = (thinning, kept) if len(kept) < len(ticks) else (None, None)
+    if config.copy_streams and thinning is None and numbered is None:
+        copied = copy_clip(clip, target, config)
+        if copied is not None:
+            return copied
+    return _encode(clip, target, config, numbered, thinning, ticks)
+
+
+def _encode(
+    clip: dict[str, Any], target: Path, config: ShardConfig, numbered: Numbered | None, thinning: Thinning | None, ticks: list[int] | None
+) -> CutClip | CutFailure:
+    """`ticks` from the first frame to each that must come out; None when only their number is known."""
+    failure = CutFailure(Reject.DECODE_ERROR, "not tried", 0)
     for attempt, early_s in enumerate(EARLY_S if numbered is None else (math.inf,), start=1):
         try:
-            done = subprocess.run(
-                _command(clip, target, config, early_s, numbered), stdin=subprocess.DEVNULL, capture_output=True, timeout=config.cut_timeout_s,
-                check=False,
-            )  # fmt: skip
+            code, words = run_ffmpeg(_command(clip, target, config, early_s, numbered, thinning), target, config.cut_timeout_s)
         except subprocess.TimeoutExpired:
             return CutFailure(Reject.TIMEOUT, f"no end after {config.cut_timeout_s:g} s", attempt)
-        words = done.stderr.decode(errors="replace").strip()[-300:]
-        if done.returncode != 0 or not target.is_file():
-            failure = CutFailure(Reject.DECODE_ERROR, words or f"ffmpeg exit code {done.returncode}", attempt)
+        if code != 0 or not target.is_file():
+            failure = CutFailure(Reject.DECODE_ERROR if code >= 0 else Reject.WORKER_DIED, words or f"ffmpeg exit code {code}", attempt)
             continue
-        outcome = _inspect(target.read_bytes(), clip, config, attempt, words)
+        outcome = _inspect(target.read_bytes(), clip, config, ticks, attempt, words)
         if isinstance(outcome, CutClip):
             return outcome
         failure = outcome
     return failure
 
 
-def _inspect(data: bytes, clip: dict[str, Any], config: ShardConfig, attempt: int, words: str) -> CutClip | CutFailure:
+def _inspect(
+    data: bytes, clip: dict[str, Any], config: ShardConfig, ticks: list[int] | None, attempt: int, words: str
+) -> CutClip | CutFailure:
     try:
-        times, keyframes, reordered = packet_times(data)
-    except (av.FFmpegError, IndexError) as error:
+        found = measure(data)
+    except (av.FFmpegError, InputError) as error:
         return CutFailure(Reject.NO_FRAMES, f"nothing readable was cut: {error}; {words}".strip("; "), attempt)
-    if len(times) != clip["frames"]:
-        code = Reject.TRUNCATED if times else Reject.NO_FRAMES
-        return CutFailure(code, f"{len(times)} frames where the clip has {clip['frames']}; {words}".strip("; "), attempt)
-    if reordered or longest_gop(keyframes) > config.gop:
-        return CutFailure(Reject.DECODE_ERROR, "the encoder kept to neither the key frame distance nor the frame order", attempt)
-    return CutClip(data, len(times), times[0], times[-1], attempt)
+    times, wanted = found.times, clip["frames"] if ticks is None else len(ticks)
+    if len(times) != wanted:
+        return CutFailure(Reject.TRUNCATED, f"{len(times)} frames where the clip has {wanted}; {words}".strip("; "), attempt)
+    tick = Fraction(clip["time_base_num"], clip["time_base_den"])
+    if ticks is not None and (wrong := [place for place, time in enumerate(times) if time != ticks[place] * tick]):
+        return CutFailure(Reject.DECODE_ERROR, f"{len(wrong)} of {wanted} frames are not at the source's times; {words}".strip("; "), attempt)
+    if problem := found.problem(config.gop):
+        return CutFailure(Reject.DECODE_ERROR, f"the encoder kept not to the form: {problem}", attempt)
+    rate = float(mean_rate(clip, len(times)))
+    return CutClip(data, len(times), float(times[0]), float(times[-1]), rate, found.width, found.height, ENCODED, attempt)
 
 
-def longest_gop(keyframes: list[bool]) -> int:
-    """Longest run of frames from one key frame to before the next."""
-    starts = [position for position, key in enumerate(keyframes) if key] + [len(keyframes)]
-    return max((after - before for before, after in itertools.pairwise(starts)), default=len(keyframes))
-
-
-@dataclass(frozen=True)
-class Numbered:
-    """Frames [first, last) of a file counted from its start, `step` ticks apart."""
-
-    first: int
-    last: int
-    step: int
-
-
-def _numbered(clip: dict[str, Any]) -> Numbered | None:
-    """The clip's frames by number where the container keeps no presentation times (AVI); None where times can be trusted.
-
-    FFmpeg's own guess at AVI's times shifts by a frame between seeking and reading through, so the frames are counted as
-    the splitter counted them.
-    """
-    with open_video(clip["path"]) as (container, stream):
-        if container.format.name != "avi":
-            return None
-        step = Clock(container, stream).step
-    inside = [number for number, (pts, _) in enumerate(timed_frames(clip["path"])) if clip["start_pts"] <= pts < clip["end_pts"]]
-    return Numbered(inside[0], inside[-1] + 1, step) if inside else Numbered(0, 0, step)
-
-
-def _command(clip: dict[str, Any], target: Path, config: ShardConfig, early_s: float, numbered: Numbered | None) -> list[str]:
+def _command(
+    clip: dict[str, Any], target: Path, config: ShardConfig, early_s: float, numbered: Numbered | None, thinning: Thinning | None
+) -> list[str]:
     """The ffmpeg command line. Source timestamps are kept (`copyts`) so that `trim` selects frames by the source's own pts,
     or by their number in the file."""
     numerator, denominator = clip["time_base_num"], clip["time_base_den"]
@@ -153,7 +112,11 @@ def _command(clip: dict[str, Any], target: Path, config: ShardConfig, early_s: f
         ffmpeg.input(media_url(clip["path"]), **options)["V:0"]  # the first moving picture: cover art is no video
         .filter("trim", **span)
         .filter("setpts", "PTS-STARTPTS" if numbered is None else f"N*{numbered.step}")
-        .filter(
+    )
+    if thinning is not None:
+        stream = stream.filter("select", thinning.expression)
+    stream = (
+        stream.filter(
             "scale", w=f"max(2,trunc(iw*sar*{shrink}/2+0.001)*2)", h=f"max(2,trunc(ih*{shrink}/2+0.001)*2)",
             flags="bicubic+accurate_rnd+full_chroma_int+bitexact", out_color_matrix="bt601", out_range="tv",
         )

@@ -1,31 +1,50 @@
-"""From the bytes of one training clip to its frames, kept as yuv420p: half the memory of RGB, converted only when drawn."""
+"""From the bytes of one stored clip to the frames that are wanted, at their exact times, decoding little else.
+
+A stored clip is read packet by packet first: that tells the time of every frame without decoding any. Then only those
+packets are decoded that a wanted frame needs: from the key frame before it to itself. Where pictures are reordered
+(never in clips that the writer encoded) everything between the first and the last wanted frame is decoded.
+"""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 
 import av
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from models.errors import TubeletError
+from pipelines.video.decode import to_array
+
+IMAGES = frozenset({"jpg", "jpeg", "png", "webp"})
+UNSPECIFIED, BT470BG, SMPTE170M, LIMITED = 2, 5, 6, (0, 1)  # FFmpeg's numbers of colour spaces and ranges
 
 
 class DecodeFailure(TubeletError):
     """The bytes are the indexed ones and still do not decode into a clip."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DecodedClip:
-    """`planes` (T, H*3/2, W) uint8: I420 planes stacked by rows (BT.601, limited range, as the writer encodes); `times_s` (T,) float64."""
+    """Decoded frames in the order of time. `planes` is (T, H*3/2, W) uint8, I420 planes stacked by rows (BT.601, limited
+    range, as the writer encodes: half the memory of RGB), or (T, H, W, 3) uint8 RGB for everything else. `pts` (T,) int64
+    in units of `time_base` s."""
 
-    planes: np.ndarray
-    times_s: np.ndarray
+    planes: NDArray[np.uint8]
+    pts: NDArray[np.int64]
+    time_base: Fraction
+
+    @property
+    def times_s(self) -> NDArray[np.float64]:
+        return np.multiply(self.pts, float(self.time_base), dtype=np.float64)
 
     @property
     def height(self) -> int:
-        return self.planes.shape[1] * 2 // 3
+        return self.planes.shape[1] * 2 // 3 if self.planes.ndim == 3 else self.planes.shape[1]
 
     @property
     def width(self) -> int:
@@ -33,36 +52,120 @@ class DecodedClip:
 
     @property
     def nbytes(self) -> int:
-        return self.planes.nbytes + self.times_s.nbytes
+        return self.planes.nbytes + self.pts.nbytes
 
-    def frame(self, number: int) -> np.ndarray:
+    def frame(self, number: int) -> NDArray[np.uint8]:
         """Frame `number` as RGB (H, W, 3) uint8."""
-        return cv2.cvtColor(self.planes[number], cv2.COLOR_YUV2RGB_I420)
+        plane = self.planes[number]
+        return cv2.cvtColor(plane, cv2.COLOR_YUV2RGB_I420).astype(np.uint8, copy=False) if plane.ndim == 2 else plane
 
 
-def decode_clip(data: bytes) -> DecodedClip:
-    """Every frame of an mp4 held in memory, on one thread; raises `DecodeFailure` when there is none or it breaks off."""
-    planes, times = [], []
+@dataclass(frozen=True, eq=False)
+class Packets:
+    """The packets of a stream in decoding order: `pts` (N,) int64 in units of `time_base` s, and which of them are `keys`."""
+
+    packets: list[av.Packet]
+    pts: NDArray[np.int64]
+    keys: NDArray[np.bool_]
+    time_base: Fraction
+
+    @property
+    def reordered(self) -> bool:
+        return bool((np.diff(self.pts) <= 0).any())
+
+
+def decode_clip(data: bytes, wanted_s: NDArray[np.float64] | None = None, kind: str = "mp4") -> DecodedClip:
+    """The frames of a clip held in memory: all of them, or those nearest in time to `wanted_s` (any order, in s), each once.
+
+    `kind` is the file name's ending; a picture counts as one frame at time 0. One thread. Raises `DecodeFailure` when
+    there is no frame, or a wanted one does not decode.
+    """
+    if kind in IMAGES:
+        return _picture(data)
     try:
-        with av.open(io.BytesIO(data), mode="r", format="mp4") as container:
+        with av.open(io.BytesIO(data), mode="r", format="mp4" if kind == "mp4" else None) as container:
             stream = container.streams.video[0]
             stream.thread_type = "NONE"
-            for frame in container.decode(stream):
-                planes.append(frame.to_ndarray(format="yuv420p"))
-                if frame.pts is None or frame.time_base is None:
-                    raise DecodeFailure("a training clip's frame has no time", expected="a pts on every frame", found="none")
-                times.append(float(frame.pts * frame.time_base))
+            listed = _listed(container, stream)
+            times = np.sort(listed.pts)
+            wanted = times if wanted_s is None else times[np.unique(nearest_frames(np.multiply(times, float(listed.time_base), dtype=np.float64), wanted_s))]
+            return _kept(_frames(listed, wanted), wanted, listed.time_base)
     except (av.FFmpegError, IndexError, ValueError) as error:
         raise DecodeFailure("a training clip does not decode", found=f"{type(error).__name__}: {error}") from error
-    if not planes:
-        raise DecodeFailure("a training clip holds no frame", expected="at least one", found="0")
-    return DecodedClip(np.stack(planes), np.asarray(times, np.float64))
+
+
+def nearest_frames(times_s: NDArray[np.float64], wanted_s: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Index of the frame nearest in time to each wanted instant (the earlier one on a tie); `times_s` ascending."""
+    if len(times_s) == 1:
+        return np.zeros(len(wanted_s), np.int64)
+    after = np.clip(np.searchsorted(times_s, wanted_s), 1, len(times_s) - 1)
+    return np.where(wanted_s - times_s[after - 1] <= times_s[after] - wanted_s, after - 1, after)
 
 
 def packet_times(data: bytes) -> tuple[list[float], list[bool], bool]:
     """Without decoding: presentation times in s (ascending), keyframe flags in packet order, and whether B-frames reorder the packets."""
     with av.open(io.BytesIO(data), mode="r", format="mp4") as container:
-        stream = container.streams.video[0]
-        packets = [packet for packet in container.demux(stream) if packet.pts is not None]
-        times = [float(packet.pts * packet.time_base) for packet in packets if packet.pts is not None and packet.time_base]
-        return sorted(times), [packet.is_keyframe for packet in packets], times != sorted(times)
+        listed = _listed(container, container.streams.video[0])
+        times = np.sort(listed.pts).tolist()
+        return [float(pts * listed.time_base) for pts in times], listed.keys.tolist(), listed.reordered
+
+
+def _listed(container: av.container.InputContainer, stream: av.VideoStream) -> Packets:
+    packets = [packet for packet in container.demux(stream) if packet.pts is not None and packet.size]
+    if not packets or stream.time_base is None:
+        raise DecodeFailure("a training clip holds no frame", expected="at least one, with a time", found=f"{len(packets)} packets")
+    pts = np.array([packet.pts for packet in packets], np.int64)
+    return Packets(packets, pts, np.array([packet.is_keyframe for packet in packets]), stream.time_base)
+
+
+def _frames(listed: Packets, wanted: NDArray[np.int64]) -> Iterator[av.VideoFrame]:
+    """Decoded frames, the `wanted` pts (ascending) among them, in the order of time within each run."""
+    decoder = listed.packets[0].stream.codec_context
+    for first, last in _runs(listed, wanted):
+        for packet in listed.packets[first : last + 1]:
+            yield from packet.decode()
+        yield from decoder.decode(None)
+        decoder.flush_buffers()  # the next run starts at a key frame, as after a seek
+
+
+def _runs(listed: Packets, wanted: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """(first, last) packet of each run to decode, both inclusive."""
+    keys = np.flatnonzero(listed.keys)
+    if listed.reordered or len(keys) == 0:
+        if len(keys) == 0:
+            return [(0, len(listed.pts) - 1)]
+        # From a key frame shown no later than the first wanted one: pictures shown after it do not need those before.
+        usable = keys[listed.pts[keys] <= wanted[0]]
+        return [(int(usable[-1]) if len(usable) else 0, len(listed.pts) - 1)]
+    places = np.searchsorted(listed.pts, wanted)
+    group = np.maximum(np.searchsorted(keys, places, side="right") - 1, 0)
+    return [(int(min(keys[number], places[group == number][0])), int(places[group == number][-1])) for number in np.unique(group)]
+
+
+def _kept(frames: Iterator[av.VideoFrame], wanted: NDArray[np.int64], time_base: Fraction) -> DecodedClip:
+    planes: dict[int, NDArray[np.uint8]] = {}
+    rest = set(wanted.tolist())
+    for frame in frames:
+        if frame.pts is not None and frame.pts in rest:
+            rest.discard(frame.pts)
+            planes[frame.pts] = _pixels(frame)
+            if not rest:
+                break
+    if rest:
+        raise DecodeFailure("a training clip does not decode", expected=f"{len(wanted)} frames at their times", found=f"{len(planes)} of them")
+    return DecodedClip(np.stack([planes[pts] for pts in wanted.tolist()]), wanted, time_base)
+
+
+def _pixels(frame: av.VideoFrame) -> NDArray[np.uint8]:
+    trained = frame.format.name == "yuv420p" and frame.rotation == 0 and not (frame.width % 2 or frame.height % 2)
+    if trained and int(frame.colorspace) in (UNSPECIFIED, BT470BG, SMPTE170M) and int(frame.color_range) in LIMITED:
+        return frame.to_ndarray(format="yuv420p").astype(np.uint8, copy=False)
+    return to_array(frame)
+
+
+def _picture(data: bytes) -> DecodedClip:
+    found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    if found is None:
+        raise DecodeFailure("a training picture does not decode", expected=", ".join(sorted(IMAGES)), found=f"{len(data)} other bytes")
+    rgb = np.ascontiguousarray(found[None, :, :, ::-1]).astype(np.uint8, copy=False)
+    return DecodedClip(rgb, np.zeros(1, np.int64), Fraction(1))

@@ -1,7 +1,8 @@
 """What a training sample is cut from: which clip, which instants, which box; drawn by counter, so that order and rank cannot matter.
 
-Sample `g` of a phase owns words 32*g .. 32*g+31 of one Philox stream keyed by (seed, phase, salt). Whoever computes a
-stretch of samples, in whatever order and on however many ranks, reads the same words.
+The clip comes from the phase's order (sampling.py); sample `g` also owns words 32*g .. 32*g+31 of one Philox stream keyed by
+(seed, phase, salt) for the rest. Whoever computes a stretch of samples, in whatever order and on however many ranks,
+reads the same.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipelines.errors import InputError
 from pipelines.identity import stable_seed
 from pipelines.recipes import Phase
-from pipelines.shards.index import ShardIndex
+from pipelines.shards.mixture import Mixture
+from pipelines.shards.sampling import Shares, share_out, visited
 
 WORDS = 32  # per sample; 4 + CROP_WORDS are used
 CROP_WORDS = 22  # uniforms of models.preprocessing.training_box
@@ -103,34 +106,67 @@ class Draws:
         )  # fmt: skip
 
 
-def draws(index: ShardIndex, geometry: ClipGeometry, seed: int, phase: str, first: int, count: int, salt: int = 0) -> Draws:
-    """Samples `first` to `first + count` of (seed, phase); `salt` above 0 gives the stand-ins of samples that failed.
+class Sampler:
+    """The samples of one phase: clip, instants and crop of each, as pure functions of (seed, phase, global sample).
 
-    The clip follows the index's weights and the start is uniform over all starts that fit. A clip shorter than
-    (frames - 1) / fps is covered whole with its stride compressed; a static sample's instant is uniform over the clip.
+    `exclude` takes clips out from some sample on: what comes before it stays what it was, and after it the order is that of
+    the smaller set. So the order is told by the mixture and a list of (sample, clips excluded from there on).
     """
-    stream = np.random.Philox(key=np.array([stable_seed("draw", seed, phase), salt], np.uint64))
-    stream.advance(first * (WORDS // 4))  # one Philox4x64 counter step yields four words
-    uniforms = (stream.random_raw(count * WORDS).reshape(count, WORDS) >> np.uint64(11)) * 2.0**-53
-    row = np.minimum(np.searchsorted(index.cumulative, uniforms[:, 0], side="right"), len(index) - 1)
-    static = uniforms[:, 2] < geometry.static_share
-    extent = index.last_s[row] - index.first_s[row]
-    span = np.minimum((geometry.frames - 1) / geometry.fps, extent)
-    span = np.where(static, 0.0, span)
-    start = index.first_s[row] + uniforms[:, 1] * (extent - span)
-    step = span / max(geometry.frames - 1, 1)
-    words = uniforms[:, 4 : 4 + CROP_WORDS]
-    return Draws(row, start, step, static, uniforms[:, 3] < geometry.flip, words)
 
+    def __init__(self, mixture: Mixture, geometry: ClipGeometry, seed: int, phase: str, repeat_cap: float | None = None) -> None:
+        self.mixture, self.geometry, self.seed, self.phase, self.repeat_cap = mixture, geometry, seed, phase, repeat_cap
+        self._origins: list[int] = []
+        self._shares: list[Shares] = []
+        self.exclude(0, None)
 
-def draw(index: ShardIndex, geometry: ClipGeometry, seed: int, phase: str, global_sample: int, salt: int = 0) -> Draw:
-    """Sample `global_sample` alone: equal to the same row of any `draws` that covers it."""
-    return draws(index, geometry, seed, phase, global_sample, 1, salt)[0]
+    def exclude(self, first: int, excluded: NDArray[np.bool_] | None) -> Shares:
+        """From sample `first` on, draw none of `excluded` (n,); forgets what was said for later samples. Returns the shares."""
+        while self._origins and self._origins[-1] >= first:
+            self._origins.pop()
+            self._shares.pop()
+        mixture = self.mixture
+        shares = share_out(mixture.weight, mixture.source, mixture.source_share, excluded, self.repeat_cap, mixture.names)
+        self._origins.append(first)
+        self._shares.append(shares)
+        return shares
 
+    @property
+    def shares(self) -> Shares:
+        """What is drawn now."""
+        return self._shares[-1]
 
-def nearest_frames(times_s: np.ndarray, wanted_s: np.ndarray) -> np.ndarray:
-    """Index of the frame nearest in time to each wanted instant (the earlier one on a tie); `times_s` ascending."""
-    after = np.clip(np.searchsorted(times_s, wanted_s), 1, max(len(times_s) - 1, 1))
-    if len(times_s) == 1:
-        return np.zeros(len(wanted_s), np.int64)
-    return np.where(wanted_s - times_s[after - 1] <= times_s[after] - wanted_s, after - 1, after)
+    def draws(self, first: int, count: int, salt: int = 0) -> Draws:
+        """Samples `first` to `first + count`; `salt` above 0 gives the stand-ins of samples that failed.
+
+        The start is uniform over all starts that fit. A clip shorter than (frames - 1) / fps is covered whole with its stride
+        compressed; a still sample's instant is uniform over the clip.
+        """
+        stream = np.random.Philox(key=np.array([stable_seed("draw", self.seed, self.phase), salt], np.uint64))
+        stream.advance(first * (WORDS // 4))  # one Philox4x64 counter step yields four words
+        words = stream.random_raw(count * WORDS).reshape(count, WORDS)
+        uniforms = (words >> np.uint64(11)) * 2.0**-53
+        geometry, mixture = self.geometry, self.mixture
+        row = self._rows(first, count, words[:, 0] if salt else None)
+        still = mixture.still[row] | (uniforms[:, 2] < geometry.static_share)
+        extent = mixture.last_s[row] - mixture.first_s[row]
+        span = np.where(still, 0.0, np.minimum((geometry.frames - 1) / geometry.fps, extent))
+        start = mixture.first_s[row] + uniforms[:, 1] * (extent - span)
+        step = span / max(geometry.frames - 1, 1)
+        return Draws(row, start, step, still, uniforms[:, 3] < geometry.flip, uniforms[:, 4 : 4 + CROP_WORDS])
+
+    def draw(self, global_sample: int, salt: int = 0) -> Draw:
+        """One sample: equal to the same row of any `draws` that covers it."""
+        return self.draws(global_sample, 1, salt)[0]
+
+    def _rows(self, first: int, count: int, words: NDArray[np.uint64] | None) -> NDArray[np.int64]:
+        """The clip of each sample; by their own random `words` where these are stand-ins."""
+        samples = np.arange(first, first + count)
+        which = np.maximum(np.searchsorted(self._origins, samples, side="right") - 1, 0)
+        rows = np.empty(count, np.int64)
+        for number in np.unique(which):
+            here, shares = which == number, self._shares[number]
+            if words is None:
+                rows[here] = visited(shares, self.seed, self.phase, self._origins[number], samples[here])
+            else:
+                rows[here] = shares.row(words[here] % shares.ends[-1])
+        return rows

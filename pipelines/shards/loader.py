@@ -3,43 +3,74 @@
 from __future__ import annotations
 
 import logging
-import threading
-from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from fractions import Fraction
 
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from models.preprocessing import training_box
 from pipelines.errors import InputError
-from pipelines.shards.decode import DecodedClip, DecodeFailure, decode_clip
-from pipelines.shards.geometry import ClipGeometry, Draw, draw, draws, nearest_frames
-from pipelines.shards.index import ShardError, ShardIndex
+from pipelines.shards.decode import DecodedClip, DecodeFailure, decode_clip, nearest_frames
+from pipelines.shards.geometry import ClipGeometry, Draw, Sampler
+from pipelines.shards.index import REMEDY, ShardError, Stored
+from pipelines.shards.mixture import Mixture
+from pipelines.shards.sampling import Shares
+from pipelines.shards.storage import BoundedCache
+from pipelines.tombstones import Tombstones
 
 logger = logging.getLogger("tubelet.shards")
 
-PREFETCH = 2
 STAND_INS = 16  # tries at replacing one failed sample before the data are called bad
 GRACE = 16  # failures allowed before their share is looked at
+READERS = 16  # reads that a remote store is asked for at once
 
-__all__ = ["Batch", "ClipGeometry", "ClipLoader", "Replacement", "draw"]
+__all__ = ["Batch", "ClipGeometry", "ClipLoader", "Reading", "Replacement", "Shown"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How batches are made, of no influence on what is in them. `workers` threads decode (FFmpeg and OpenCV let go of Python's
+    lock), `prefetch` steps ahead. Where all clips fit decoded into `cache_bytes` they are kept so, as the small sets of a
+    laptop do; clips of a remote store that do not are kept as they were read."""
+
+    workers: int = 1
+    prefetch: int = 2
+    cache_bytes: int = 512 * 2**20
+    max_failure_share: float = 0.01
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """What one sample really showed, told by the bytes that were decoded: the tar member's clip, the digest of its data, and
+    the frames' pts (T,) in units of `time_base` s. `salt` above 0: a stand-in."""
+
+    shards: str
+    clip_id: str
+    sha256: str
+    pts: NDArray[np.int64]
+    time_base: Fraction
+    salt: int
 
 
 @dataclass(frozen=True)
 class Batch:
     """`video` (b, C, T, H, W) uint8 RGB; `global_indices` (b,) int64; `times_s` (b, T) of the frames taken, on each clip's own clock;
-    `boxes` (b, 4) as (top, left, height, width) px of the stored clip; `flips` (b,) bool."""
+    `boxes` (b, 4) as (top, left, height, width) px of the stored clip; `flips` (b,) bool; `shown` one a sample."""
 
+    step: int
     video: torch.Tensor
     clip_ids: list[str]
     global_indices: np.ndarray
     times_s: np.ndarray
     boxes: np.ndarray
     flips: np.ndarray
+    shown: list[Shown]
 
 
 @dataclass(frozen=True)
@@ -52,28 +83,26 @@ class Replacement:
     reason: str
 
 
-class ClipCache:
-    """Decoded clips, least recently used out first, at most `max_bytes` (one clip larger than that is not kept)."""
+@dataclass(frozen=True, eq=False)
+class _Readable:
+    """A decoded clip with the name and digest of its bytes."""
 
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes, self.nbytes = max_bytes, 0
-        self._clips: OrderedDict[int, DecodedClip] = OrderedDict()
-        self._lock = threading.Lock()
+    clip: DecodedClip
+    clip_id: str
+    sha256: str
 
-    def get(self, row: int) -> DecodedClip | None:
-        with self._lock:
-            if row in self._clips:
-                self._clips.move_to_end(row)
-            return self._clips.get(row)
 
-    def put(self, row: int, clip: DecodedClip) -> None:
-        with self._lock:
-            if row in self._clips or clip.nbytes > self.max_bytes:
-                return
-            self._clips[row] = clip
-            self.nbytes += clip.nbytes
-            while self.nbytes > self.max_bytes:
-                self.nbytes -= self._clips.popitem(last=False)[1].nbytes
+@dataclass(eq=False)
+class _Step:
+    """A batch in the making: arrays that the workers fill, and their promises."""
+
+    number: int
+    first: int
+    video: NDArray[np.uint8]
+    times: NDArray[np.float64]
+    boxes: NDArray[np.int64]
+    flips: NDArray[np.bool_]
+    promises: list[Future[Shown]]
 
 
 class ClipLoader:
@@ -81,12 +110,13 @@ class ClipLoader:
 
     A clip that does not decode is replaced by the draw of the same sample with the next salt: the same stand-in for
     whoever asks, kept in `replacements` and logged. A share of failures above `max_failure_share`, or bytes that are
-    not the indexed ones, raise `ShardError`: those are defects of the shards, not of one clip.
+    not the indexed ones, raise `ShardError`: those are defects of the shards, not of one clip. `taken_down` is asked, when
+    bytes are not the indexed ones, whether the clip was taken down meanwhile: then it has a stand-in too.
     """
 
     def __init__(
         self,
-        shards_folder: Path,
+        mixture: Mixture,
         geometry: ClipGeometry,
         *,
         seed: int,
@@ -94,108 +124,178 @@ class ClipLoader:
         global_batch: int,
         rank: int = 0,
         world: int = 1,
-        cache_bytes: int = 512 * 2**20,
-        max_failure_share: float = 0.01,
+        repeat_cap: float | None = None,
+        reading: Reading | None = None,
+        taken_down: Callable[[], Tombstones] = Tombstones,
     ) -> None:
         if global_batch < 1 or world < 1 or global_batch % world or not 0 <= rank < world:
             raise InputError(
                 "the global batch cannot be shared out", expected="a global batch that is a multiple of the number of ranks",
                 found=f"global batch {global_batch}, rank {rank} of {world}", remedy="change global_batch or ranks in the recipe",
             )  # fmt: skip
-        self.index = ShardIndex(Path(shards_folder))
-        self.geometry, self.seed, self.phase = geometry, seed, phase
+        self.mixture, self.geometry = mixture, geometry
+        self.sampler = Sampler(mixture, geometry, seed, phase, repeat_cap)
         self.global_batch, self.rank, self.world, self.share = global_batch, rank, world, global_batch // world
-        self.max_failure_share = max_failure_share
-        self.cache = ClipCache(cache_bytes)
+        self.reading, self.taken_down = reading or Reading(), taken_down
+        decoded = mixture.decoded_bytes()
+        self.keeps_decoded = decoded is not None and decoded <= self.reading.cache_bytes
+        self.cache: BoundedCache[int, _Readable] = BoundedCache(self.reading.cache_bytes if self.keeps_decoded else 0)
+        self.stored: BoundedCache[int, Stored] = BoundedCache(0 if self.keeps_decoded else self.reading.cache_bytes)
         self.replacements: dict[int, Replacement] = {}
         self.served = 0
-        self._clip_ids = self.index.column("clip_id")
-        self._undecodable: dict[int, str] = {}
+        self._broken: set[int] = set()
+        self._excluded = np.zeros(len(mixture), bool)
+        self._turn = 0
+
+    def exclude(self, tombstones: Tombstones, step: int) -> Shares:
+        """From `step` on, draw no clip that was taken down; batches made ahead are made again. Returns what is drawn then."""
+        self._excluded = self.mixture.covered(tombstones)
+        self._turn += 1
+        return self.sampler.exclude(step * self.global_batch, self._excluded)
 
     def batch(self, step: int) -> Batch:
         """This rank's samples of global step `step` (counted from 0 within the phase)."""
-        first = step * self.global_batch + self.rank * self.share
-        drawn = draws(self.index, self.geometry, self.seed, self.phase, first, self.share)
-        shape = self.geometry
-        video = np.empty((self.share, shape.frames, shape.height, shape.width, 3), np.uint8)
-        times, boxes = np.empty((self.share, shape.frames)), np.empty((self.share, 4), np.int64)
-        clip_ids, flips = [], np.empty(self.share, bool)
-        for item in range(self.share):
-            sample, clip = self._resolve(first + item, drawn[item])
-            clip_ids.append(self._clip_ids[sample.row])
-            flips[item] = sample.flip
-            boxes[item] = training_box(clip.height, clip.width, sample.words.tolist(), shape.crop_scale, shape.crop_aspect)
-            chosen = nearest_frames(clip.times_s, sample.times_s(shape.frames))
-            times[item] = clip.times_s[chosen]
-            _render(clip, chosen, boxes[item], sample.flip, video[item])
-        self.served += self.share
-        channels_first = torch.from_numpy(video).permute(0, 4, 1, 2, 3).contiguous()  # (b, C, T, H, W)
-        return Batch(channels_first, clip_ids, np.arange(first, first + self.share), times, boxes, flips)
+        return next(self.batches(step, step + 1))
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        """Batches of steps `start` to `stop`, made `PREFETCH` ahead by one thread; what goes wrong there is raised here."""
-        with ThreadPoolExecutor(1, thread_name_prefix="clip-loader") as pool:
-            ahead: deque[Future[Batch]] = deque(pool.submit(self.batch, step) for step in range(start, min(start + PREFETCH, stop)))
+        """Batches of steps `start` to `stop`, made ahead by the workers; what goes wrong there is raised here."""
+        ahead: deque[_Step] = deque()
+        turn = self._turn
+        with (
+            ThreadPoolExecutor(max(1, self.reading.workers), thread_name_prefix="clip-loader") as workers,
+            ThreadPoolExecutor(READERS, thread_name_prefix="clip-reader") as readers,
+        ):
             try:
                 for step in range(start, stop):
-                    ready = ahead.popleft().result()
-                    if step + PREFETCH < stop:
-                        ahead.append(pool.submit(self.batch, step + PREFETCH))
-                    yield ready
+                    if turn != self._turn:
+                        _give_up(ahead)
+                        turn = self._turn
+                    for later in range(step + len(ahead), min(step + self.reading.prefetch + 1, stop)):
+                        ahead.append(self._begin(later, workers, readers))
+                    batch = self._finish(ahead.popleft())
+                    # The next steps are under way while this one is trained on.
+                    for later in range(step + 1 + len(ahead), min(step + 1 + self.reading.prefetch, stop)):
+                        ahead.append(self._begin(later, workers, readers))
+                    yield batch
             finally:
-                for future in ahead:
-                    future.cancel()
+                _give_up(ahead)
 
-    def _resolve(self, global_sample: int, sample: Draw) -> tuple[Draw, DecodedClip]:
-        """The sample's clip decoded, or its first stand-in that decodes."""
-        reason = ""
+    def _begin(self, step: int, workers: ThreadPoolExecutor, readers: ThreadPoolExecutor) -> _Step:
+        first, shape = step * self.global_batch + self.rank * self.share, self.geometry
+        drawn = self.sampler.draws(first, self.share)
+        made = _Step(
+            step, first, np.empty((self.share, 3, shape.frames, shape.height, shape.width), np.uint8), np.empty((self.share, shape.frames)),
+            np.empty((self.share, 4), np.int64), np.empty(self.share, bool), [],
+        )  # fmt: skip
+        for item in range(self.share):
+            coming = self._ask(drawn[item], readers)
+            made.promises.append(workers.submit(self._serve, made, item, drawn[item], coming))
+        return made
+
+    def _finish(self, made: _Step) -> Batch:
+        shown = [promise.result() for promise in made.promises]
+        self.served += self.share
+        samples = np.arange(made.first, made.first + self.share)
+        return Batch(made.number, torch.from_numpy(made.video), [item.clip_id for item in shown], samples, made.times, made.boxes, made.flips, shown)
+
+    def _ask(self, draw: Draw, readers: ThreadPoolExecutor) -> Future[Stored] | None:
+        """The promise of a remote clip's bytes, asked for before a worker needs them; None where it costs nothing to wait."""
+        found, own = self.mixture.place(draw.row)
+        if not found.index.storage.remote or self._excluded[draw.row] or self.cache.get(draw.row) or self.stored.get(draw.row):
+            return None
+        return readers.submit(found.index.stored, found.index.entry(own))
+
+    def _serve(self, made: _Step, item: int, draw: Draw, coming: Future[Stored] | None) -> Shown:
+        """Fill place `item` of a batch with the sample, or with its first stand-in that decodes."""
+        sample, shape, reason = made.first + item, self.geometry, ""
         for salt in range(STAND_INS + 1):
+            draw = self.sampler.draw(sample, salt) if salt else draw
+            wanted = draw.times_s(shape.frames)
+            try:
+                found = self._readable(draw.row, wanted, None if salt else coming)
+            except DecodeFailure as error:
+                reason = f"clip {self.mixture.clip_id(draw.row)}: {error}"
+                continue
+            clip = found.clip
+            made.flips[item] = draw.flip
+            made.boxes[item] = training_box(clip.height, clip.width, draw.words.tolist(), shape.crop_scale, shape.crop_aspect)
+            chosen = nearest_frames(clip.times_s, wanted)
+            made.times[item] = clip.times_s[chosen]
+            render(clip, chosen, made.boxes[item], draw.flip, made.video[item])
             if salt:
-                sample = draw(self.index, self.geometry, self.seed, self.phase, global_sample, salt)
-            clip, problem = self._decoded(sample.row)
-            if clip is not None:
-                if salt:
-                    self._record(Replacement(global_sample, salt, self._clip_ids[sample.row], reason))
-                return sample, clip
-            reason = f"clip {self._clip_ids[sample.row]}: {problem}"
+                self._record(Replacement(sample, salt, found.clip_id, reason))
+            shards = self.mixture.place(draw.row)[0].source.name
+            return Shown(shards, found.clip_id, found.sha256, clip.pts[chosen], clip.time_base, salt)
         raise ShardError(
-            f"sample {global_sample} and {STAND_INS} stand-ins do not decode", expected="decodable clips", found=reason,
-            remedy="the shards are damaged: delete their artefact folder and materialize training_shards again",
+            f"sample {sample} and {STAND_INS} stand-ins do not decode", expected="decodable clips", found=reason, remedy=REMEDY
         )  # fmt: skip
 
-    def _decoded(self, row: int) -> tuple[DecodedClip | None, str]:
-        clip = self.cache.get(row)
-        if clip is None and row not in self._undecodable:
+    def _readable(self, row: int, wanted_s: NDArray[np.float64], coming: Future[Stored] | None) -> _Readable:
+        """The frames nearest to `wanted_s` of clip `row`, or all where decoded clips are kept; raises `DecodeFailure`."""
+        if self._excluded[row]:
+            raise DecodeFailure("it was taken down")
+        known = self.cache.get(row)
+        if known is not None:
+            return known
+        stored = self._bytes(row, coming)
+        if self.keeps_decoded and row not in self._broken:
             try:
-                clip = decode_clip(self.index.read(self.index.entry(row)))
-                self.cache.put(row, clip)
-            except DecodeFailure as error:
-                self._undecodable[row] = str(error)
-        return clip, self._undecodable.get(row, "")
+                clip = decode_clip(stored.data, None, stored.kind)
+                whole = _Readable(clip, stored.clip_id, stored.sha256)
+                self.cache.put(row, whole, clip.nbytes)
+                return whole
+            except DecodeFailure:
+                # A sample fails when its own frames do not decode, whatever is kept: its stand-in must not depend on memory.
+                self._broken.add(row)
+        return _Readable(decode_clip(stored.data, wanted_s, stored.kind), stored.clip_id, stored.sha256)
+
+    def _bytes(self, row: int, coming: Future[Stored] | None) -> Stored:
+        known = self.stored.get(row)
+        if known is not None:
+            return known
+        found, own = self.mixture.place(row)
+        entry = found.index.entry(own)
+        try:
+            stored = coming.result() if coming else found.index.stored(entry)
+        except ShardError as error:
+            video_id = found.index.texts("video_id")[own].as_py()
+            if self.taken_down().covers(entry.clip_id, video_id):
+                raise DecodeFailure("it was taken down") from error
+            raise
+        if found.index.storage.remote:
+            self.stored.put(row, stored, len(stored.data))
+        return stored
 
     def _record(self, replacement: Replacement) -> None:
         if replacement.global_sample not in self.replacements:
             logger.warning("sample %d: %s; taken instead: %s", replacement.global_sample, replacement.reason, replacement.clip_id)
         self.replacements[replacement.global_sample] = replacement
         failures = len(self.replacements)
-        if failures > max(GRACE, self.max_failure_share * (self.served + self.share)):
+        if failures > max(GRACE, self.reading.max_failure_share * (self.served + self.share)):
             raise ShardError(
-                "too many training samples do not decode", expected=f"at most {self.max_failure_share:.1%}",
-                found=f"{failures} of {self.served + self.share}; last: {replacement.reason}",
-                remedy="the shards are damaged: delete their artefact folder and materialize training_shards again",
+                "too many training samples do not decode", expected=f"at most {self.reading.max_failure_share:.1%}",
+                found=f"{failures} of {self.served + self.share}; last: {replacement.reason}", remedy=REMEDY,
             )  # fmt: skip
 
 
-def _render(clip: DecodedClip, chosen: np.ndarray, box: np.ndarray, flip: bool, out: np.ndarray) -> None:
-    """Fill `out` (T, H, W, 3) with the chosen frames, cropped to `box` and resized.
+def _give_up(ahead: deque[_Step]) -> None:
+    """Cancel what was promised and wait for what is under way: nothing may write into arrays that nobody holds."""
+    for made in ahead:
+        for promise in made.promises:
+            promise.cancel()
+    ahead.clear()
+
+
+def render(clip: DecodedClip, chosen: NDArray[np.int64], box: NDArray[np.int64], flip: bool, out: NDArray[np.uint8]) -> None:
+    """Fill `out` (C, T, H, W) with the chosen frames, cropped to `box` and resized.
 
     Bilinear with half-pixel centres and no antialiasing, as upstream (`interpolate(..., align_corners=False)`).
     """
     top, left, height, width = (int(value) for value in box)
     for position, number in enumerate(chosen):
         if position and number == chosen[position - 1]:
-            out[position] = out[position - 1]
+            out[:, position] = out[:, position - 1]
             continue
         cropped = clip.frame(int(number))[top : top + height, left : left + width]
-        resized = cv2.resize(cropped, (out.shape[2], out.shape[1]), interpolation=cv2.INTER_LINEAR)
-        out[position] = resized[:, ::-1] if flip else resized
+        resized = cv2.resize(cropped, (out.shape[3], out.shape[2]), interpolation=cv2.INTER_LINEAR)
+        cv2.split(cv2.flip(resized, 1) if flip else resized, list(out[:, position]))

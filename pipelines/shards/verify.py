@@ -2,69 +2,193 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import math
 import tarfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import av
+
 from pipelines import schemas
+from pipelines.errors import InputError, StoreError
+from pipelines.identity import file_sha256
+from pipelines.reporting import Progress
+from pipelines.shards.form import LONGEST_GOP, measure
 from pipelines.shards.index import INDEX_FILE
+from pipelines.shards.tars import SELF, SHARD_GLOB, Member, read_members, sidecar_text
+from pipelines.store import MANIFEST, Store
+from pipelines.tombstones import REDACTIONS, redactions
+
+REDACTED = "__redacted__/"
+"""Names of members that a takedown has overwritten with zeros begin so; webdataset leaves such out."""
+SIDECAR_COLUMNS = {
+    "clip_id": "clip_id", "video_id": "video_id", "frames": "frames", "start_s": "source_start_s", "end_s": "source_end_s", "sha256": "sha256",
+}  # fmt: skip
 
 
-def verify_shards(folder: Path) -> list[str]:
-    """Every disagreement between the tars and the index, in words (empty when there is none). Reads every byte."""
-    expected: dict[str, dict[str, dict[str, Any]]] = {}
-    for row in schemas.read_table(folder / INDEX_FILE, schemas.SHARD_INDEX).to_pylist():
-        expected.setdefault(row["shard"], {})[row["clip_id"]] = row
-    problems = [f"{path.name}: not in the index" for path in sorted(folder.glob("shard-*.tar")) if path.name not in expected]
-    for shard, rows in sorted(expected.items()):
-        path = folder / shard
-        problems += _verify_shard(path, rows) if path.is_file() else [f"{shard}: missing"]
+@dataclass(frozen=True)
+class Expected:
+    """What one tar must hold: `rows` of the index by clip_id, the clips that were taken out of it, the file's digest where one
+    is on record, and the longest distance of key frames (frames)."""
+
+    rows: dict[str, dict[str, Any]]
+    redacted: frozenset[str] = frozenset()
+    sha256: str | None = None
+    gop: int = LONGEST_GOP
+
+
+def verify_shards(folder: Path, workers: int = 2, progress: Callable[..., None] | None = None) -> list[str]:
+    """Every disagreement between tars, index, manifest and redactions, in words (empty when there is none). Reads every byte."""
+    try:
+        expected = expected_tars(folder)
+    except (StoreError, OSError, ValueError) as error:
+        return [f"{INDEX_FILE}: {error}"]
+    problems = _index_problems(folder, [row for tar in expected.values() for row in tar.rows.values()])
+    problems += [f"{path.name}: not in the index" for path in sorted(folder.glob(SHARD_GLOB)) if path.name not in expected]
+    report = progress or Progress("verify", len(expected), "shards")
+    with ThreadPoolExecutor(workers, thread_name_prefix="verify") as pool:
+        found = pool.map(lambda name: tar_problems(folder / name, expected[name]), sorted(expected))
+        for done, each in enumerate(found, start=1):
+            problems += each
+            report(done, len(expected))
     return problems
 
 
-def _verify_shard(path: Path, rows: dict[str, dict[str, Any]]) -> list[str]:
+def expected_tars(folder: Path) -> dict[str, Expected]:
+    """What each tar that the index, the manifest or the redactions name must hold.
+
+    Raises `StoreError`, `OSError` or `ValueError` when one of these files cannot be read or the index names a clip twice.
+    """
+    table = schemas.read_table(folder / INDEX_FILE, schemas.SHARD_INDEX)
+    rows: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in table.to_pylist():
+        rows.setdefault(row["shard"], {})[row["clip_id"]] = row
+    twice = [name for name, count in Counter(table.column("clip_id").to_pylist()).items() if count > 1]
+    if twice:
+        raise ValueError(f"clips with two rows: {', '.join(sorted(twice))}")
+    manifest, redacted = _json(folder / MANIFEST), redactions(folder)
+    sealed = {name: entry["sha256"] for name, entry in manifest.get("files", {}).items() if name.endswith(".tar")}
+    gop = manifest.get("config", {}).get("gop", LONGEST_GOP)
+    return {
+        name: Expected(
+            rows.get(name, {}), frozenset(redacted.get(name, {}).get("clips", ())), redacted.get(name, {}).get("sha256", sealed.get(name)), gop
+        )
+        for name in sorted({*rows, *sealed, *redacted})
+    }  # fmt: skip
+
+
+def tar_problems(path: Path, expected: Expected, packets: bool = True) -> list[str]:
+    """What is wrong with one tar; without `packets` the clips' own packets are not looked at."""
+    if not path.is_file():
+        return [f"{path.name}: missing"]
     problems: list[str] = []
-    seen: set[str] = set()
+    seen: Counter[str] = Counter()
     try:
-        for name, offset, data in read_members(path):
-            clip_id, _, kind = name.partition(".")
-            row, where = rows.get(clip_id), f"{path.name}: {name}"
-            if row is None:
-                problems.append(f"{where}: not in the index")
-            elif kind == "json":
-                problems += _verify_sidecar(where, data, row)
-            elif kind == "mp4":
-                seen.add(clip_id)
-                if (offset, len(data)) != (row["offset"], row["length"]):
-                    problems.append(f"{where}: at {offset} with {len(data)} bytes, index says {row['offset']} with {row['length']}")
-                if hashlib.sha256(data).hexdigest() != row["sha256"]:
-                    problems.append(f"{where}: sha256 differs from the index")
-            else:
-                problems.append(f"{where}: unknown kind of member")
+        for member in read_members(path):
+            seen[member.name] += 1
+            problems += [f"{path.name}: {member.name}: {words}" for words in _member_problems(member, expected, packets)]
     except (tarfile.TarError, OSError) as error:
         problems.append(f"{path.name}: not readable as a tar: {error}")
-    return problems + [f"{path.name}: {clip_id}.mp4: missing" for clip_id in rows if clip_id not in seen]
+    if not problems and expected.sha256 not in (None, file_sha256(path)):
+        problems.append(f"{path.name}: sha256 differs from the one on record")
+    wanted = [f"{name}.{kind}" for name in expected.rows if name not in expected.redacted for kind in ("json", "mp4")]
+    problems += [f"{path.name}: {name}: missing" for name in wanted if not seen[name]]
+    strangers = sorted(expected.redacted - set(expected.rows))
+    problems += [f"{path.name}: {name}: taken down by {REDACTIONS}, and not in the index" for name in strangers]
+    return problems + [f"{path.name}: {name}: there {count} times" for name, count in seen.items() if count > 1]
 
 
-def _verify_sidecar(where: str, data: bytes, row: dict[str, Any]) -> list[str]:
+def _member_problems(member: Member, expected: Expected, packets: bool) -> list[str]:
+    if member.name.startswith(REDACTED):
+        problems = [] if expected.redacted else [f"taken out, and {REDACTIONS} does not say so"]
+        return problems + (["taken out, and yet not all zeros"] if any(member.data) else [])
+    problems = [] if member.plain else ["header or padding is not as it was written"]
+    clip_id, _, kind = member.name.partition(".")
+    row = expected.rows.get(clip_id)
+    if row is None:
+        return [*problems, "not in the index"]
+    if clip_id in expected.redacted:
+        return [*problems, "was taken down and is still there"]
+    if kind == "json":
+        return problems + _sidecar_problems(member.data, row)
+    if kind == "mp4":
+        return problems + _video_problems(member, row, expected.gop, packets)
+    return [*problems, "unknown kind of member"]
+
+
+def _sidecar_problems(data: bytes, row: dict[str, Any]) -> list[str]:
     try:
         sidecar = json.loads(data)
-    except ValueError as error:
-        return [f"{where}: not JSON: {error}"]
-    pairs = {"clip_id": "clip_id", "video_id": "video_id", "frames": "frames", "start_s": "source_start_s", "end_s": "source_end_s"}
-    return [
-        f"{where}: {inner} is {sidecar.get(inner)}, index says {row[outer]}"
-        for inner, outer in pairs.items()
-        if sidecar.get(inner) != row[outer]
+        whole = sidecar_text({name: value for name, value in sidecar.items() if name != SELF}) == data
+    except (ValueError, AttributeError) as error:
+        return [f"not JSON: {error}"]
+    problems = [] if whole else ["does not agree with its own digest"]
+    return problems + [
+        f"{inner} is {sidecar.get(inner)}, index says {row[outer]}" for inner, outer in SIDECAR_COLUMNS.items() if sidecar.get(inner) != row[outer]
     ]
 
 
-def read_members(path: Path) -> Iterator[tuple[str, int, bytes]]:
-    """(name, offset of the data, data) of every member of a tar."""
-    with tarfile.open(path, "r:") as archive:
-        for member in archive:
-            handle = archive.extractfile(member)
-            yield member.name, member.offset_data, handle.read() if handle else b""
+def _video_problems(member: Member, row: dict[str, Any], gop: int, packets: bool) -> list[str]:
+    problems = []
+    if (member.offset, len(member.data)) != (row["offset"], row["length"]):
+        problems.append(f"at {member.offset} with {len(member.data)} bytes, index says {row['offset']} with {row['length']}")
+    if sha256(member.data).hexdigest() != row["sha256"]:
+        return [*problems, "sha256 differs from the index"]
+    if not packets:
+        return problems
+    try:
+        found = measure(member.data)
+    except (av.FFmpegError, InputError) as error:
+        return [*problems, f"not readable as an mp4: {error}"]
+    facts = {
+        "frames": len(found.times), "first_pts_s": float(found.times[0]), "last_pts_s": float(found.times[-1]), "width": found.width,
+        "height": found.height,
+    }  # fmt: skip
+    problems += [f"{name} is {value}, index says {row[name]}" for name, value in facts.items() if value != row[name]]
+    return [*problems, words] if (words := found.problem(gop)) else problems
+
+
+def _index_problems(folder: Path, rows: list[dict[str, Any]]) -> list[str]:
+    problems = [] if rows else [f"{INDEX_FILE}: no clips"]
+    weights = [row for row in rows if not (math.isfinite(row["weight"]) and row["weight"] >= 0)]
+    problems += [f"{INDEX_FILE}: {row['clip_id']}: weight {row['weight']}" for row in weights]
+    return problems if index_is_sealed(folder) else [*problems, f"{INDEX_FILE}: sha256 differs from {MANIFEST}"]
+
+
+def index_is_sealed(folder: Path) -> bool:
+    """Whether the index is the one that the folder's manifest was written for (a bare folder has none)."""
+    sealed = _json(folder / MANIFEST).get("files", {}).get(INDEX_FILE, {}).get("sha256")
+    return sealed is None or file_sha256(folder / INDEX_FILE) == sealed
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A JSON file, {} when there is none. Raises `ValueError` when it is damaged."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise ValueError(f"{path.name} is damaged: {error}") from error
+    return found
+
+
+def verification(folder: Path | None, store: Path) -> tuple[str, bool]:
+    """What a person is told of `folder`, or of the store's current training_shards, and whether all is well."""
+    folder = folder or Store.open(store, create=False).current("training_shards").path
+    if not (folder / INDEX_FILE).is_file():
+        raise InputError(f"{folder} holds no shards", expected=INDEX_FILE, found="none", remedy="name a folder of training_shards")
+    problems = verify_shards(folder)
+    if problems:
+        return "\n".join([f"{folder}: {len(problems)} disagreements", *(f"  {words}" for words in problems)]), False
+    tars = expected_tars(folder)
+    weights = [row["weight"] for tar in tars.values() for row in tar.rows.values()]
+    gone = sum(len(tar.redacted) for tar in tars.values())
+    served = sum(weight > 0 for weight in weights)
+    taken = f", {gone} taken down" if gone else ""
+    return f"{folder}: {len(tars)} shards, {len(weights) - gone} clips ({served} drawn from){taken}: every byte is as the index says", True

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -48,6 +48,19 @@ class Task(Protocol):
         """(clips, tokens) of this rank's batch, for throughput."""
 
 
+class Data(Protocol):
+    """Where batches come from. What may not be used can change while a training runs."""
+
+    def batches(self, start: int, stop: int) -> Iterator[Any]:
+        """Batches of steps `start` to `stop`."""
+
+    def changed(self) -> bool:
+        """Whether this rank knows of a change that is not obeyed yet."""
+
+    def obey(self, step: int) -> None:
+        """Obey it from `step` on. All ranks take part."""
+
+
 @dataclass(frozen=True)
 class Schedule:
     steps: int
@@ -72,7 +85,7 @@ def train(
     engine: Engine,
     task: Task,
     schedule: Schedule,
-    batches: Callable[[int, int], Iterator[Any]],
+    data: Data,
     *,
     start: int,
     checkpoints: Path,
@@ -90,7 +103,7 @@ def train(
 
     window, wait_share, last_line, spread = Window(), 0.0, 0.0, ""
     recent: deque[float] = deque(maxlen=RECENT_STEPS)
-    supply = batches(start, schedule.steps)
+    supply = data.batches(start, schedule.steps)
     for step in range(start, schedule.steps):
         asked_at = time.monotonic()
         batch = next(supply)
@@ -104,10 +117,11 @@ def train(
         if moved:
             task.moved(momentum)
 
-        # One small collective a step carries the losses, whether rank 0 wants to speak, and whether anyone must stop.
+        # One small collective a step carries the losses, whether rank 0 wants to speak, whether anyone must stop, and whether
+        # something was taken down.
         speak = engine.rank == 0 and time.monotonic() - last_line >= LINE_EVERY_S
-        shared = engine.mean(torch.cat([losses.detach(), losses.new_tensor([float(speak), float(stop.asked)])])).tolist()
-        *each, speak_now, stop_now = shared
+        shared = engine.mean(torch.cat([losses.detach(), losses.new_tensor([float(speak), float(stop.asked), float(data.changed())])])).tolist()
+        *each, speak_now, stop_now, changed_now = shared
         loss, done = sum(each) / len(each), step + 1
         clips, tokens = task.work(batch)
         if moved:
@@ -136,6 +150,8 @@ def train(
             spread = f"  target std {values['target_std']:.2f}"
             reporter.metrics(done, values)
             reporter.log(f"step {done}/{schedule.steps}  {line}")
+        if changed_now:
+            data.obey(done)
         if stop_now:
             keep(done)
             raise Stopped(f"asked to stop: checkpoint of step {done} written")

@@ -38,7 +38,7 @@ def selected(job: str) -> set[dg.AssetKey]:
     return set(defs.resolve_job_def(job).asset_layer.selected_asset_keys)
 
 
-JOB_NAMES = ["observe", "ingest", "curate", "episodes", "recipe", "deploy"]
+JOB_NAMES = ["observe", "ingest", "curate", "episodes", "recipe", "deploy", "scrub_store"]
 
 
 def test_definitions_agree_with_the_snapshot() -> None:

@@ -6,17 +6,20 @@ import json
 import logging
 import os
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import pipelines.shards.loader as loader_module
+from pipelines import schemas
 from pipelines.errors import TrainingError
-from pipelines.lineage.exposure import exposures
+from pipelines.lineage.exposure import exposures, log_disagreements
 from pipelines.lineage.exposure import read_spec as read_exposure
 from pipelines.pretraining import run
 from pipelines.pretraining.result import read_metrics
@@ -24,7 +27,10 @@ from pipelines.pretraining.spec import Spec, read_spec, write_spec
 from pipelines.pretraining.task import Pretraining
 from pipelines.recipes import Recipe, load_recipe
 from pipelines.shards.decode import DecodeFailure
+from pipelines.shards.exposure_log import LOG_FILE
 from pipelines.shards.index import ShardIndex
+from pipelines.shards.mixture import open_mixture
+from pipelines.tombstones import write_tombstones
 from pipelines.training.engine import PlainEngine
 from pipelines.training.launcher import EXIT_GUARD, EXIT_INPUT, EXIT_STOPPED, distributed_jobs, launch
 
@@ -44,10 +50,20 @@ def own_process_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     log.handlers, log.level, log.propagate = handlers, level, propagate
 
 
-def spec_in(work: Path, shards: Path, phase: Any = "pretrain", init_from: Path | None = None, **pretraining: Any) -> Path:
+def spec_in(
+    work: Path, shards: Path, phase: Any = "pretrain", init_from: Path | None = None, log_exposures: bool = False, **pretraining: Any
+) -> Path:
     recipe = load_recipe("smoke").resolved()
     recipe["pretraining"].update(pretraining)
-    return write_spec(work, Recipe.model_validate(recipe), phase, shards, init_from)
+    return write_spec(work, Recipe.model_validate(recipe), phase, shards, work / "store", init_from=init_from, log_exposures=log_exposures)
+
+
+def logged(result: Path, shards: Path) -> tuple[pa.Table, list[str]]:
+    """The exposure log of a result, and where it differs from the order drawn again from its lineage."""
+    exposure = read_exposure(result)
+    assert exposure is not None
+    log = schemas.read_table(result / LOG_FILE, schemas.EXPOSURE_LOG)
+    return log, log_disagreements(open_mixture(exposure.mixture, shards), exposure, result.parent / "store", log)
 
 
 def trained(work: Path, shards: Path, **options: Any) -> Path:
@@ -132,7 +148,7 @@ def test_damaged_checkpoint_costs_one_interval_and_nothing_else(
 
 
 def test_two_ranks_under_deepspeed_agree_with_one_process(undisturbed: Path, made_shards: Path, tmp_path: Path) -> None:
-    spec = spec_in(tmp_path, made_shards)
+    spec = spec_in(tmp_path, made_shards, log_exposures=True)
     lines: list[str] = []
     jobs = distributed_jobs("pipelines.pretraining.run", ["--spec", str(spec)], 2)
     codes = launch(jobs, cwd=ROOT, work_folder=tmp_path, on_line=lines.append)
@@ -141,6 +157,8 @@ def test_two_ranks_under_deepspeed_agree_with_one_process(undisturbed: Path, mad
     assert losses(tmp_path)[:3] == pytest.approx(losses(undisturbed)[:3], abs=1e-5)
     assert losses(tmp_path) == pytest.approx(losses(undisturbed), rel=5e-4)
     same(undisturbed, tmp_path / "result", atol=5e-3)
+    log, problems = logged(tmp_path / "result", made_shards)
+    assert log.column("global_sample").to_pylist() == list(range(24)) and problems == []
     assert any("step 1/6" in line and "clips/s" in line and "data wait" in line for line in lines)
     assert not any("Traceback" in line for line in lines)
 
@@ -232,22 +250,55 @@ def test_samples_served_by_a_stand_in_are_in_the_lineage_also_after_a_restart(
     victim = index.entry(len(index) - 1)  # the heaviest
     broken, decode_before = index.read(victim), loader_module.decode_clip
 
-    def decode(data: bytes) -> Any:
+    def decode(data: bytes, *options: Any) -> Any:
         if data == broken:
             raise DecodeFailure("planted", expected="a clip", found="none")
-        return decode_before(data)
+        return decode_before(data, *options)
 
     monkeypatch.setattr(loader_module, "decode_clip", decode)
-    spec = spec_in(tmp_path, made_shards)
+    spec = spec_in(tmp_path, made_shards, log_exposures=True)
     with monkeypatch.context() as patch:
         stop_at(3, patch)
         assert run.main(["--spec", str(spec)]) == EXIT_STOPPED
     assert run.main(["--spec", str(spec)]) == 0
     exposure = read_exposure(tmp_path / "result")
     assert exposure is not None
-    shown = exposures(made_shards, exposure).to_pylist()
+    log, problems = logged(tmp_path / "result", made_shards)
+    assert problems == [] and sum(log.column("salt").to_pylist()) >= len(exposure.replaced)
+    shown = exposures(open_mixture(exposure.mixture, made_shards), exposure, tmp_path / "store").to_pylist()
     assert exposure.replaced and victim.clip_id not in {row["clip_id"] for row in shown}
     assert sum(row["samples"] for row in shown) == 24
+
+
+def test_a_takedown_is_obeyed_from_the_next_step_and_after_a_restart(
+    made_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = ShardIndex(made_shards)
+    gone, later = index.clip_id(len(index) - 1), index.clip_id(len(index) - 2)
+    losses_before, served = Pretraining.losses, list[tuple[int, list[str]]]()
+
+    def losses(self: Pretraining, at: int, batch: Any) -> torch.Tensor:
+        served.append((at, batch.clip_ids))
+        if at == 1:
+            write_tombstones(tmp_path / "store", "first", [{"clip_id": gone, "reason": "asked"}])
+        return losses_before(self, at, batch)
+
+    monkeypatch.setattr(Pretraining, "losses", losses)
+    spec = spec_in(tmp_path, made_shards, log_exposures=True)
+    with monkeypatch.context() as patch:
+        stop_at(3, patch)
+        assert run.main(["--spec", str(spec)]) == EXIT_STOPPED
+    write_tombstones(tmp_path / "store", "second", [{"clip_id": later, "reason": "asked"}])
+    assert run.main(["--spec", str(spec)]) == 0
+    assert [at for at, _ in served] == [0, 1, 2, 3, 4, 5]
+    assert any(gone in clips for at, clips in served if at < 2)  # or this would show nothing
+    assert not any(gone in clips for at, clips in served if at >= 2) and not any(later in clips for at, clips in served if at >= 4)
+    exposure = read_exposure(tmp_path / "result")
+    assert exposure is not None and exposure.exclusions == [(2, ["first"]), (4, ["first", "second"])] and exposure.replaced == []
+    log, problems = logged(tmp_path / "result", made_shards)
+    assert problems == []
+    shown = exposures(open_mixture(exposure.mixture, made_shards), exposure, tmp_path / "store").to_pylist()
+    assert {row["clip_id"]: row["samples"] for row in shown} == Counter(log.column("clip_id").to_pylist())
 
 
 def test_identity_ignores_what_only_changes_rounding(made_shards: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,15 +18,29 @@ from hypothesis import strategies as st
 from models.preprocessing import training_box
 from pipelines import schemas
 from pipelines.errors import InputError
-from pipelines.shards.geometry import ClipGeometry, draw, draws, nearest_frames
+from pipelines.shards.decode import nearest_frames
+from pipelines.shards.geometry import ClipGeometry, Draws, Sampler
 from pipelines.shards.index import INDEX_FILE, ShardError, ShardIndex
-from pipelines.shards.loader import Batch, ClipLoader
+from pipelines.shards.loader import Batch, ClipLoader, Reading
+from pipelines.shards.mixture import WHOLE, open_mixture
+from pipelines.tombstones import Tombstones
 
 GEOMETRY = ClipGeometry(frames=4, fps=4, height=16, width=24, static_share=0.25)
 
 
-def loader(folder: Path, rank: int = 0, world: int = 1, **options: object) -> ClipLoader:
-    return ClipLoader(folder, GEOMETRY, seed=3, phase="pretrain", global_batch=8, rank=rank, world=world, **options)  # type: ignore[arg-type]
+def loader(folder: Path, rank: int = 0, world: int = 1, geometry: ClipGeometry = GEOMETRY, **options: object) -> ClipLoader:
+    reading = Reading(**options)  # type: ignore[arg-type]
+    return ClipLoader(
+        open_mixture(WHOLE, folder), geometry, seed=3, phase="pretrain", global_batch=8, rank=rank, world=world, reading=reading
+    )
+
+
+def sampler(folder: Path, geometry: ClipGeometry = GEOMETRY, seed: int = 0, phase: str = "p") -> Sampler:
+    return Sampler(open_mixture(WHOLE, folder), geometry, seed, phase)
+
+
+def entries(clips: ClipLoader) -> list[dict[str, object]]:
+    return schemas.read_table(Path(clips.mixture.sets[0].index.folder) / INDEX_FILE, schemas.SHARD_INDEX).to_pylist()
 
 
 def same(first: Batch, second: Batch) -> bool:
@@ -60,44 +75,48 @@ def test_resuming_at_any_step_gives_the_same_batches(made_shards: Path, stop_at:
     assert len(resumed) == 12 and all(map(same, straight, resumed))
 
 
-def test_a_cache_too_small_for_one_clip_changes_nothing(made_shards: Path) -> None:
+@pytest.mark.parametrize("workers", [2, 4])
+def test_any_number_of_workers_makes_the_same_batches(made_shards: Path, workers: int) -> None:
+    alone, many = loader(made_shards, workers=1, prefetch=0), loader(made_shards, workers=workers, prefetch=3)
+    for one, other in zip(alone.batches(0, 12), many.batches(0, 12), strict=True):
+        assert same(one, other) and [item.sha256 for item in one.shown] == [item.sha256 for item in other.shown]
+
+
+def test_another_number_of_ranks_in_the_middle_keeps_the_order(made_shards: Path) -> None:
+    straight = [batch.clip_ids for batch in loader(made_shards).batches(0, 9)]
+    changing: list[list[str]] = []
+    for world, first, last in ((1, 0, 3), (4, 3, 5), (2, 5, 9)):
+        ranks = [loader(made_shards, rank, world) for rank in range(world)]
+        for parts in zip(*(rank.batches(first, last) for rank in ranks), strict=True):
+            changing.append(list(itertools.chain.from_iterable(part.clip_ids for part in parts)))
+    assert changing == straight
+
+
+def test_what_fits_into_memory_changes_nothing(made_shards: Path) -> None:
     small, large = loader(made_shards, cache_bytes=1000), loader(made_shards)
-    assert all(same(small.batch(step), large.batch(step)) for step in range(3))
+    assert large.keeps_decoded and not small.keeps_decoded
+    assert all(same(small.batch(step), large.batch(step)) for step in range(12))
     assert small.cache.nbytes == 0 and 0 < large.cache.nbytes <= large.cache.max_bytes
 
 
-def test_the_cache_stays_within_its_bytes(made_shards: Path) -> None:
-    bounded = loader(made_shards, cache_bytes=150_000)
-    for step in range(10):
-        bounded.batch(step)
-        assert bounded.cache.nbytes <= 150_000
-    assert bounded.cache.nbytes > 0
-
-
 def test_seed_and_phase_change_the_order(made_shards: Path) -> None:
-    index = ShardIndex(made_shards)
-    rows = [tuple(draws(index, GEOMETRY, seed, phase, 0, 64).row) for seed, phase in ((0, "a"), (1, "a"), (0, "b"))]
+    rows = [tuple(sampler(made_shards, seed=seed, phase=phase).draws(0, 64).row) for seed, phase in ((0, "a"), (1, "a"), (0, "b"))]
     assert len(set(rows)) == 3
 
 
-@given(first=st.integers(0, 2**40), count=st.integers(1, 20), item=st.integers(0, 19))
+@given(first=st.integers(0, 2**40), count=st.integers(1, 20), item=st.integers(0, 19), salt=st.integers(0, 3))
 @settings(max_examples=50, deadline=None)
-def test_a_draw_does_not_depend_on_the_stretch_it_is_drawn_in(made_shards: Path, first: int, count: int, item: int) -> None:
-    index = ShardIndex(made_shards)
-    item %= count
-    together, alone = draws(index, GEOMETRY, 7, "p", first, count)[item], draw(index, GEOMETRY, 7, "p", first + item)
+def test_a_draw_does_not_depend_on_the_stretch_it_is_drawn_in(made_shards: Path, first: int, count: int, item: int, salt: int) -> None:
+    drawn, item = sampler(made_shards), item % count
+    together, alone = drawn.draws(first, count, salt)[item], drawn.draw(first + item, salt)
     assert (together.row, together.start_s, together.step_s, together.static, together.flip) == (
         alone.row, alone.start_s, alone.step_s, alone.static, alone.flip,
     )  # fmt: skip
     assert np.array_equal(together.words, alone.words)
 
 
-def test_draws_follow_the_weights(made_shards: Path) -> None:
-    index = ShardIndex(made_shards)
-    count = 100_000
-    drawn = draws(index, GEOMETRY, 0, "pretrain", 0, count)
-    expected = index.weight / index.weight.sum() * count
-    assert scipy.stats.chisquare(np.bincount(drawn.row, minlength=len(index)), expected).pvalue > 0.001
+def test_still_samples_and_flips_have_their_shares(made_shards: Path) -> None:
+    drawn = sampler(made_shards).draws(0, 100_000)
     assert abs(drawn.static.mean() - 0.25) < 0.01 and abs(drawn.flip.mean() - 0.5) < 0.01
 
 
@@ -107,13 +126,13 @@ def test_a_clip_of_weight_zero_is_never_drawn(shards_copy: Callable[[], Path]) -
     for position in (0, len(rows) - 1):
         rows[position]["weight"] = 0.0
     schemas.write_table(schemas.table_of(schemas.SHARD_INDEX, rows), folder / INDEX_FILE, schemas.SHARD_INDEX)
-    drawn = set(draws(ShardIndex(folder), GEOMETRY, 0, "p", 0, 20_000).row.tolist())
+    drawn = {row for salt in range(3) for row in sampler(folder).draws(0, 20_000, salt).row.tolist()}
     assert drawn == set(range(1, len(rows) - 1))
 
 
 def test_starts_are_uniform_and_every_instant_lies_in_the_clip(made_shards: Path) -> None:
     index = ShardIndex(made_shards)
-    drawn = draws(index, GEOMETRY, 1, "p", 0, 20_000)
+    drawn: Draws = sampler(made_shards, seed=1).draws(0, 20_000)
     last = drawn.start_s + drawn.step_s * (GEOMETRY.frames - 1)
     assert (drawn.start_s >= index.first_s[drawn.row] - 1e-9).all() and (last <= index.last_s[drawn.row] + 1e-9).all()
     row = int(np.argmax(index.last_s - index.first_s))
@@ -127,21 +146,20 @@ def test_starts_are_uniform_and_every_instant_lies_in_the_clip(made_shards: Path
 
 def test_a_clip_too_short_for_the_frame_rate_is_covered_whole(made_shards: Path) -> None:
     index = ShardIndex(made_shards)
-    drawn = draws(index, ClipGeometry(frames=16, fps=2, height=16, width=16), 0, "p", 0, 200)
+    drawn = sampler(made_shards, ClipGeometry(frames=16, fps=2, height=16, width=16)).draws(0, 200)
     assert np.allclose(drawn.start_s, index.first_s[drawn.row])
     assert np.allclose(drawn.start_s + 15 * drawn.step_s, index.last_s[drawn.row])
 
 
 def test_static_samples_repeat_one_frame(made_shards: Path) -> None:
-    still = ClipLoader(made_shards, ClipGeometry(4, 4, 16, 16, static_share=1.0), seed=0, phase="p", global_batch=8)
-    batch = still.batch(0)
+    batch = loader(made_shards, geometry=ClipGeometry(4, 4, 16, 16, static_share=1.0)).batch(0)
     assert (batch.video == batch.video[:, :, :1]).all() and (np.ptp(batch.times_s, axis=1) == 0).all()
 
 
 def test_frames_shown_are_those_at_the_reported_times(made_shards: Path) -> None:
     """The made videos tell their frame number by their grey level."""
     clips = loader(made_shards)
-    table = {row["clip_id"]: row for row in clips.index.table.to_pylist()}
+    table = {row["clip_id"]: row for row in entries(clips)}
     for step in range(5):
         batch = clips.batch(step)
         assert batch.video.shape == (8, 3, 4, 16, 24) and batch.video.dtype == torch.uint8
@@ -153,7 +171,7 @@ def test_frames_shown_are_those_at_the_reported_times(made_shards: Path) -> None
 
 
 def test_boxes_of_the_default_recipe_keep_to_their_ranges(made_shards: Path) -> None:
-    drawn = draws(ShardIndex(made_shards), GEOMETRY, 0, "p", 0, 2000)
+    drawn = sampler(made_shards).draws(0, 2000)
     boxes = np.array([training_box(112, 150, words, GEOMETRY.crop_scale, GEOMETRY.crop_aspect) for words in drawn.words])
     share, aspect = boxes[:, 2] * boxes[:, 3] / (112 * 150), boxes[:, 3] / boxes[:, 2]
     assert share.min() >= 0.29 and share.max() <= 1.0 and aspect.min() >= 0.73 and aspect.max() <= 1.37
@@ -171,13 +189,90 @@ def test_nearest_frame_is_nearest(times: list[float], wanted: list[float]) -> No
 def test_a_damaged_clip_stops_the_run_and_is_named(shards_copy: Callable[[], Path]) -> None:
     folder = shards_copy()
     damaged = loader(folder)
-    row = int(draws(damaged.index, GEOMETRY, 3, "pretrain", 0, 1).row[0])
-    entry = damaged.index.entry(row)
+    entry = damaged.mixture.sets[0].index.entry(damaged.sampler.draw(0).row)
     data = bytearray((folder / entry.shard).read_bytes())
     data[entry.offset + 40] ^= 255
     (folder / entry.shard).write_bytes(data)
     with pytest.raises(ShardError, match=entry.clip_id):
         next(damaged.batches(0, 4))
+
+
+def test_what_was_shown_is_told_by_the_bytes(made_shards: Path) -> None:
+    clips = loader(made_shards, cache_bytes=0)
+    table = {row["clip_id"]: row for row in entries(clips)}
+    for batch in clips.batches(0, 6):
+        for item, shown in enumerate(batch.shown):
+            assert shown.clip_id == batch.clip_ids[item] and shown.sha256 == table[shown.clip_id]["sha256"] and shown.salt == 0
+            np.testing.assert_allclose(shown.pts * float(shown.time_base), batch.times_s[item])
+
+
+def test_a_member_of_another_name_is_not_taken_for_the_clip(shards_copy: Callable[[], Path]) -> None:
+    """Equal bytes under another name would be logged, and taken down, as the wrong clip."""
+    folder = shards_copy()
+    index = ShardIndex(folder)
+    entry = index.entry(0)
+    data = (folder / entry.shard).read_bytes()
+    renamed = entry.clip_id[:-1] + ("0" if entry.clip_id[-1] != "0" else "1")
+    header = tarfile.TarInfo(f"{renamed}.mp4")
+    header.size, header.mode = entry.length, 0o644
+    start = entry.offset - tarfile.BLOCKSIZE
+    (folder / entry.shard).write_bytes(data[:start] + header.tobuf(tarfile.USTAR_FORMAT) + data[entry.offset :])
+    with pytest.raises(ShardError, match=renamed):
+        ShardIndex(folder).read(entry)
+
+
+def test_a_missing_shard_is_named(shards_copy: Callable[[], Path]) -> None:
+    folder = shards_copy()
+    entry = ShardIndex(folder).entry(0)
+    (folder / entry.shard).unlink()
+    with pytest.raises(ShardError, match=entry.shard):
+        for _ in loader(folder).batches(0, 20):
+            pass
+
+
+def test_a_truncated_shard_is_named(shards_copy: Callable[[], Path]) -> None:
+    folder = shards_copy()
+    entry = ShardIndex(folder).entry(0)
+    with open(folder / entry.shard, "r+b") as handle:
+        handle.truncate(entry.offset + entry.length - 1)
+    with pytest.raises(ShardError, match=f"{entry.clip_id}.*{entry.shard}"):
+        ShardIndex(folder).read(entry)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_takedown_counts_from_the_next_step_and_changes_nothing_before(made_shards: Path, workers: int) -> None:
+    untouched = [batch.clip_ids for batch in loader(made_shards).batches(0, 8)]
+    clips = loader(made_shards, workers=workers)
+    gone = Tombstones(clip_ids=frozenset({clips.mixture.clip_id(len(clips.mixture) - 1)}))  # the heaviest
+    served = []
+    for batch in clips.batches(0, 8):
+        served.append(batch.clip_ids)
+        if batch.step == 3:
+            shares = clips.exclude(gone, 4)
+    assert served[:4] == untouched[:4] and served[4:] != untouched[4:]
+    assert any(gone.clip_ids & set(batch) for batch in served[:4]) and not any(gone.clip_ids & set(batch) for batch in served[4:])
+    weights = clips.mixture.weight
+    assert shares.unserved == pytest.approx(weights[-1] / weights.sum())
+    resumed = loader(made_shards)
+    resumed.exclude(gone, 4)
+    assert [batch.clip_ids for batch in resumed.batches(4, 8)] == served[4:]
+    assert not any(gone.clip_ids & set(batch.clip_ids) for batch in resumed.batches(0, 4))  # not even where it was shown once
+
+
+def test_a_clip_redacted_under_way_has_a_stand_in(shards_copy: Callable[[], Path]) -> None:
+    """Its bytes are gone before the training has heard of the takedown."""
+    folder = shards_copy()
+    entry = ShardIndex(folder).entry(len(ShardIndex(folder)) - 1)
+    with open(folder / entry.shard, "r+b") as handle:
+        handle.seek(entry.offset)
+        handle.write(bytes(entry.length))
+    clips = loader(folder, max_failure_share=1.0)
+    with pytest.raises(ShardError, match=entry.clip_id):
+        list(clips.batches(0, 8))
+    clips.taken_down = lambda: Tombstones(clip_ids=frozenset({entry.clip_id}))
+    batches = list(clips.batches(0, 8))
+    assert clips.replacements and all("taken down" in item.reason for item in clips.replacements.values())
+    assert not any(entry.clip_id in batch.clip_ids for batch in batches)
 
 
 def undecodable(folder: Path, rows: list[int]) -> None:

@@ -12,8 +12,9 @@ import pytest
 import webdataset
 
 from pipelines import schemas
-from pipelines.shards.cutting import CutClip, ShardConfig, cut_clip, longest_gop
-from pipelines.shards.decode import decode_clip, packet_times
+from pipelines.shards.cutting import cut_clip
+from pipelines.shards.decode import decode_clip
+from pipelines.shards.form import CutClip, ShardConfig, measure
 from pipelines.shards.index import ShardError, ShardIndex
 from pipelines.shards.verify import verify_shards
 from pipelines.shards.writer import build_shards, check_shards
@@ -76,11 +77,20 @@ def test_containers_with_coarse_clocks_inexact_seeking_or_no_times_are_cut_exact
     np.testing.assert_allclose(decoded.times_s, np.arange(23) / 25, atol=2e-3)
 
 
+def test_the_index_tells_what_is_stored_and_whose_it_is(made_clips: Path, made_shards: Path) -> None:
+    clips = clips_by_id(made_clips)
+    rows = schemas.read_table(made_shards / "shard_index.parquet", schemas.SHARD_INDEX).to_pylist()
+    assert [row["clip_id"] for row in rows] == sorted(clips)
+    for row in rows:
+        assert (row["width"], row["height"], row["form"], row["uploader"]) == (42, 32, "encoded", "tests")
+        assert row["frame_rate"] == clips[row["clip_id"]]["frame_rate"] and row["frames"] == clips[row["clip_id"]]["frames"]
+
+
 def test_training_form_bounds_key_frame_distance_and_has_no_reordering(made_shards: Path) -> None:
     index = ShardIndex(made_shards)
     for row in range(len(index)):
-        _, keyframes, reordered = packet_times(index.read(index.entry(row)))
-        assert longest_gop(keyframes) <= 16 and not reordered
+        found = measure(index.read(index.entry(row)))
+        assert found.gop <= 16 and not found.reordered
 
 
 def test_clips_are_never_enlarged(made_clips: Path, tmp_path: Path) -> None:

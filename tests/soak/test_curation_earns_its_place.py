@@ -77,7 +77,7 @@ def pretrain(root: Path, name: str, shards: Path, seed: int, steps: int) -> Path
     nano = load_recipe("nano")
     phase = nano.pretraining.pretrain.model_copy(update={"steps": steps, "checkpoint_every": 200})
     recipe = nano.model_copy(update={"seed": seed, "pretraining": nano.pretraining.model_copy(update={"pretrain": phase, "zero_stage": 0})})
-    spec = write_spec(root / "runs" / name, recipe, "pretrain", shards)
+    spec = write_spec(root / "runs" / name, recipe, "pretrain", shards, root / "store")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-m", "pipelines.pretraining.run", "--spec", str(spec)], cwd=ROOT, env=environment, check=True)
     return root / "runs" / name / "result"

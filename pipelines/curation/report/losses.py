@@ -100,6 +100,7 @@ def removal_rows(distinct: Path, clips: Sequence[Path], targets: Path | None, ex
     """For each reason in the removals of `distinct`: (reason, how many, the first rows with their clips and twins).
 
     Those least like their twin come first, since a wrong threshold shows there. `clips` are the folders of the batches.
+    What was taken down is named, but has no `clip`: nobody is to be shown its picture.
     """
     table = read_table(distinct / "removals.parquet", REMOVALS)
     chosen: dict[str, tuple[int, list[dict[str, Any]]]] = {}
@@ -126,7 +127,8 @@ def _removal(row: dict[str, Any], pool: dict[str, list[Row]], twins: dict[str, l
     if clip is not None:
         candidates.remove(clip)
     place = clip or {"path": "", "start_s": None, "end_s": None}
-    return {**row, **{name: place[name] for name in ("path", "start_s", "end_s")}, "clip": clip, "twin": twin}
+    shown = clip if row["reason"] != Removal.TAKEN_DOWN else None
+    return {**row, **{name: place[name] for name in ("path", "start_s", "end_s")}, "clip": shown, "twin": twin}
 
 
 def _left_out(distinct: Path, selection: Path, examples: int) -> Loss:
@@ -165,8 +167,11 @@ def sums_of(chain: Chain) -> list[Sum]:
         sums.append(Sum(("videos scanned for scenes", scanned), (("videos that gave clips", cut), ("videos without a clip, in quarantine", rejected))))
     if chain.distinct is not None and chain.clips:
         removed = count([chain.distinct.path], "removals.parquet")
-        filtered = int(pc.sum(pc.starts_with(read_table(chain.distinct.path / "removals.parquet", REMOVALS, ["reason"]).column("reason"), "filtered")).as_py() or 0)
-        parts = [("distinct clips", count([chain.distinct.path], "clips.parquet")), ("duplicates and leaks removed", removed - filtered), ("filtered", filtered)]
+        reasons = read_table(chain.distinct.path / "removals.parquet", REMOVALS, ["reason"]).column("reason")
+        filtered = int(pc.sum(pc.starts_with(reasons, "filtered")).as_py() or 0)
+        taken = int(pc.sum(pc.equal(reasons, Removal.TAKEN_DOWN.value)).as_py() or 0)
+        parts = [("distinct clips", count([chain.distinct.path], "clips.parquet")), ("duplicates and leaks removed", removed - filtered - taken)]
+        parts += [("filtered", filtered), ("taken down", taken)]
         stale = int(chain.distinct.summary.get("superseded_clips", 0))
         parts += [("clips of files changed since", stale), ("clips without a vector", count(with_quarantine(folders(chain.embeddings)), "quarantine.parquet"))]
         sums.append(Sum(("clips cut", clips), tuple(part for part in parts if part[1] or part is parts[0])))

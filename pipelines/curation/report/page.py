@@ -34,7 +34,7 @@ PICTURES = "thumbnails"
 NOBODY = "for target: uniform"
 REASONS = {
     "exact": "the same stream twice", "fingerprint": "the same pictures, encoded again", "near_duplicate": "almost the same pictures",
-    "evaluation_leak": "shows what a target set is evaluated on", "filtered_static": "stands still", "filtered_black": "is black",
+    "evaluation_leak": "shows what a target set is evaluated on", "taken_down": "was taken down, or shows what was", "filtered_static": "stands still", "filtered_black": "is black",
     "too_short": "a scene shorter than a clip", "empty_file": "0 bytes", "not_a_video": "FFmpeg knows no such format",
     "no_video_stream": "no moving picture in it", "truncated": "ends before its time", "decode_error": "frames that cannot be decoded",
     "no_frames": "not one frame comes out", "timeout": "no answer within the time limit", "worker_died": "the decoder crashed", "unreadable": "cannot be opened",

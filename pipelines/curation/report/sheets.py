@@ -15,6 +15,7 @@ from pipelines.curation.report.funnel import FunnelRow, counted
 from pipelines.curation.report.losses import find_clips, place_of, removal_rows
 from pipelines.curation.report.pool import drawn_most_and_least, read_pool
 from pipelines.curation.report.thumbnails import Thumbnail, ThumbnailConfig, thumbnails
+from pipelines.errors import Removal
 
 MOST_BYTES = 95_000  # below assets/bodies.py's limit for inline pictures
 SIZES = ((140, 192), (128, 128), (128, 64), (112, 48), (96, 32), (80, 16))  # (side of a picture in px, colours), tried in this order
@@ -70,7 +71,7 @@ def draw_contact_removed(
     path: Path, distinct: Path, clips: Sequence[Path], targets: Path, config: ThumbnailConfig = PATIENT, count: int = 12
 ) -> None:
     """Removed clips, each with what stayed (or the evaluation clip it shows) on its right, reasons in turn, least alike first."""
-    by_reason = [list(rows) for _, _, rows in removal_rows(distinct, clips, targets, count)]
+    by_reason = [list(rows) for reason, _, rows in removal_rows(distinct, clips, targets, count) if reason != Removal.TAKEN_DOWN]
     rows = [row for turn in range(count) for rows in by_reason if turn < len(rows) for row in [rows[turn]]][:count]
     pictured = [clip for row in rows for clip in (row["clip"], row["twin"]) if clip is not None]
     taken = thumbnails(pictured, None, config)

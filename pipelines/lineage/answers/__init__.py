@@ -1,0 +1,1 @@
+"""What `tubelet lineage` answers: about artefacts, clips, videos and groups of them."""

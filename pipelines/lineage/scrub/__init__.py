@@ -1,0 +1,1 @@
+"""Does a store agree with itself?"""

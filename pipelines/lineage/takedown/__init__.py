@@ -1,0 +1,1 @@
+"""Taking videos out, and telling what they have touched."""

@@ -1,0 +1,159 @@
+"""An index over WebDataset tars that somebody else made, so that they can be drawn from as they are, members read in place."""
+
+from __future__ import annotations
+
+import io
+import logging
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from pipelines import schemas
+from pipelines.errors import InputError, Reject
+from pipelines.reporting import Progress
+from pipelines.shards.decode import IMAGES, DecodeFailure, decode_clip
+from pipelines.shards.index import INDEX_FILE, ShardError
+from pipelines.video.packets import PayloadHash
+
+logger = logging.getLogger("tubelet.shards")
+
+VIDEOS = frozenset({"mp4", "mov", "m4v", "mkv", "webm", "avi"})
+FOUND = "found"
+REJECTS = "quarantine.parquet"
+PICTURE_RATE = 1.0  # 1/s: a picture counts as shown for a second
+
+
+@dataclass(frozen=True)
+class Member:
+    """One file in a tar: where its data begins, and the data."""
+
+    name: str
+    offset: int
+    data: bytes
+
+    @property
+    def key(self) -> str:
+        """As webdataset groups members: the file's name up to its first dot."""
+        return self.name.rpartition("/")[2].partition(".")[0]
+
+    @property
+    def kind(self) -> str:
+        return self.name.rpartition(".")[2].lower()
+
+
+def index_tars(folder: Path, source: str = "", licence: str = "", uploader: str = "", progress: Callable[..., None] | None = None) -> dict[str, Any]:
+    """Write shard_index.parquet for the tars of `folder`: a row for each video or picture, all of weight 1; returns counts.
+
+    A member that cannot be read is a row of quarantine.parquet beside it. Keys must differ over all tars: they become the
+    clip_ids. Raises `InputError` when there is no tar, when two members share a key, or when the folder's own index is one
+    that the writer made, and `ShardError` when a tar breaks off or nothing in it can be used.
+    """
+    tars = sorted(folder.glob("*.tar"))
+    if not tars:
+        raise InputError(f"no tars in {folder}", expected="one or more .tar files", found="none", remedy="name the folder that holds them")
+    _insist_on_foreign(folder)
+    report = progress or Progress("index", len(tars), "tars")
+    rows: list[dict[str, Any]] = []
+    rejects: list[dict[str, Any]] = []
+    for done, tar in enumerate(tars, start=1):
+        for member in _media(tar):
+            try:
+                measured = _picture(member) if member.kind in IMAGES else _video(member)
+            except (av.FFmpegError, DecodeFailure, IndexError, ValueError) as error:
+                logger.warning("%s in %s cannot be used: %s", member.name, tar, error)
+                rejects.append({
+                    "path": f"{tar}::{member.name}", "batch": "", "source": source, "bytes": len(member.data), "code": Reject.DECODE_ERROR.value,
+                    "detail": str(error), "attempts": 1, "poison": False, "sha256": sha256(member.data).hexdigest(),
+                })  # fmt: skip
+                continue
+            rows.append({
+                **measured, "clip_id": member.key, "shard": tar.name, "offset": member.offset, "length": len(member.data),
+                "sha256": sha256(member.data).hexdigest(), "weight": 1.0, "form": FOUND, "source": source, "licence": licence, "uploader": uploader,
+                "source_start_s": measured["first_pts_s"], "source_end_s": measured["last_pts_s"] + 1 / measured["frame_rate"],
+            })  # fmt: skip
+        report(done, len(tars), f"{len(rows)} clips")
+    _insist_on_keys(rows, folder, rejects)
+    rows.sort(key=lambda row: row["clip_id"])
+    schemas.write_table(schemas.table_of(schemas.SHARD_INDEX, rows), folder / INDEX_FILE, schemas.SHARD_INDEX)
+    schemas.write_table(schemas.table_of(schemas.QUARANTINE, rejects), folder / REJECTS, schemas.QUARANTINE)
+    return {"clips": len(rows), "pictures": sum(row["frames"] == 1 for row in rows), "rejected": len(rejects), "tars": len(tars)}
+
+
+def _media(tar: Path) -> Iterator[Member]:
+    """Videos and pictures of one tar; raises `ShardError` when it breaks off."""
+    try:
+        with tarfile.open(tar, "r:") as archive:
+            for member in archive:
+                kind = member.name.rpartition(".")[2].lower()
+                if member.isreg() and kind in VIDEOS | IMAGES:
+                    handle = archive.extractfile(member)
+                    data = handle.read() if handle else b""
+                    if len(data) != member.size:
+                        raise tarfile.ReadError(f"ends inside {member.name}")
+                    yield Member(member.name, member.offset_data, data)
+    except tarfile.TarError as error:
+        raise ShardError(
+            f"{tar} is not a whole uncompressed tar", expected="a plain .tar", found=str(error), remedy="fetch it again, or unpack it if it is compressed"
+        ) from error  # fmt: skip
+
+
+def _video(member: Member) -> dict[str, Any]:
+    """What the packets say, and that the first frame decodes."""
+    with av.open(io.BytesIO(member.data), mode="r") as container:
+        stream = container.streams.video[0]
+        if stream.codec_context is None or stream.time_base is None:
+            raise DecodeFailure("no decoder", expected="a codec that FFmpeg decodes", found=member.kind)
+        payload = PayloadHash(stream.codec_context.name, stream.codec_context.extradata)
+        pts = []
+        for packet in container.demux(stream):
+            if packet.size and packet.pts is not None:
+                pts.append(packet.pts)
+                payload.update(bytes(packet))
+        base = float(stream.time_base)
+    if not pts:
+        raise DecodeFailure("no frame", expected="at least one, with a time", found="none")
+    times = np.sort(np.array(pts)) * base
+    clip = decode_clip(member.data, times[:1], member.kind)
+    rate = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else PICTURE_RATE
+    return {
+        "video_id": payload.hexdigest(), "frames": len(times), "first_pts_s": float(times[0]), "last_pts_s": float(times[-1]), "frame_rate": float(rate),
+        "width": clip.width, "height": clip.height,
+    }  # fmt: skip
+
+
+def _picture(member: Member) -> dict[str, Any]:
+    clip = decode_clip(member.data, None, member.kind)
+    return {
+        "video_id": sha256(member.data).hexdigest()[:32], "frames": 1, "first_pts_s": 0.0, "last_pts_s": 0.0, "frame_rate": PICTURE_RATE,
+        "width": clip.width, "height": clip.height,
+    }  # fmt: skip
+
+
+def _insist_on_foreign(folder: Path) -> None:
+    """Raise where an index is there that this one would replace with less."""
+    if (folder / INDEX_FILE).is_file():
+        forms = set(schemas.read_table(folder / INDEX_FILE, schemas.SHARD_INDEX, ["form"]).column("form").to_pylist())
+        if forms - {FOUND}:
+            raise InputError(f"{folder} has the index of our own writer", expected="tars that others made", found=", ".join(sorted(map(str, forms))), remedy="use it as it is")
+
+
+def _insist_on_keys(rows: list[dict[str, Any]], folder: Path, rejects: list[dict[str, Any]]) -> None:
+    if not rows:
+        raise ShardError(
+            f"nothing in the tars of {folder} can be used", expected=f"members that end in {', '.join(sorted(VIDEOS | IMAGES))}",
+            found=f"{len(rejects)} that do not decode" if rejects else "none", remedy="see that these are WebDataset tars of videos or pictures",
+        )  # fmt: skip
+    places: dict[str, str] = {}
+    for row in rows:
+        if row["clip_id"] in places:
+            raise InputError(
+                f"two members of {folder} have the key {row['clip_id']}", expected="a key of its own for each clip",
+                found=f"in {places[row['clip_id']]} and {row['shard']}", remedy="index folders with equal keys one by one, as sources of their own",
+            )  # fmt: skip
+        places[row["clip_id"]] = row["shard"]
