@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import av
 import cv2
@@ -31,13 +32,14 @@ import webdataset
 
 # Started as a script, this folder comes first on the path, and benchmarks/models.py would hide the package models.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import pipelines.shards.loader as loader_module
 from benchmarks.joined_clips import duration_s
 from benchmarks.timing import Contest, header, hold, lines, machine, write_json
 from models.preprocessing import training_box
 from pipelines import schemas
 from pipelines.identity import clip_id
 from pipelines.shards.cutting import ShardConfig
-from pipelines.shards.decode import DecodedClip, decode_clip, nearest_frames
+from pipelines.shards.decode import DecodedClip, Picture, nearest_frames, picture_of
 from pipelines.shards.geometry import ClipGeometry, Draw
 from pipelines.shards.index import INDEX_FILE, ShardIndex
 from pipelines.shards.loader import ClipLoader, Reading, render
@@ -96,17 +98,16 @@ def clip_table(film: Path, folder: Path, clips: int) -> None:
 
 
 class Ours:
-    """The loader itself, one epoch a call; nothing is kept between epochs."""
+    """The loader itself, one epoch a call, as a training asks for batches; nothing is kept between epochs."""
 
     def __init__(self, shards: Path, clips: int) -> None:
         self.loader = ClipLoader(
             open_mixture(WHOLE, shards), GEOMETRY, seed=0, phase="benchmark", global_batch=clips, reading=Reading(cache_bytes=0, prefetch=0)
         )  # fmt: skip
-        self.epoch = 0
+        self.batches = self.loader.batches(0, 1_000_000)
 
     def __call__(self) -> dict[str, np.ndarray]:
-        batch = self.loader.batch(self.epoch)
-        self.epoch += 1
+        batch = next(self.batches)
         return {key: video.numpy() for key, video in zip(batch.clip_ids, batch.video, strict=True)}
 
     def samples(self, epoch: int) -> dict[str, Sample]:
@@ -141,22 +142,22 @@ def box_of(draw: Draw, height: int, width: int) -> tuple[int, int, int, int]:
 
 def gathered(frames: Iterator[av.VideoFrame], base: Fraction, wanted_s: np.ndarray, everything: bool = False) -> DecodedClip:
     """The frames nearest to `wanted_s` out of those decoded in order; decoding stops after the last, unless `everything`."""
-    kept: dict[int, np.ndarray] = {}
+    kept: dict[int, Picture] = {}
     former: av.VideoFrame | None = None
     rest = list(range(len(wanted_s)))
     for frame in frames:
         while rest and former is not None and frame.pts * base >= wanted_s[rest[0]]:
             nearer = former if wanted_s[rest[0]] - float(former.pts * base) <= float(frame.pts * base) - wanted_s[rest[0]] else frame
             if nearer.pts not in kept:
-                kept[nearer.pts] = nearer.to_ndarray(format="yuv420p")
+                kept[nearer.pts] = picture_of(nearer)
             rest.pop(0)
         former = frame
         if not rest and not everything:
             break
     if rest and former is not None and former.pts not in kept:
-        kept[former.pts] = former.to_ndarray(format="yuv420p")
+        kept[former.pts] = picture_of(former)
     pts = np.array(sorted(kept), np.int64)
-    return DecodedClip(np.stack([kept[one] for one in pts.tolist()]), pts, base)
+    return DecodedClip([kept[one] for one in pts.tolist()], pts, base)
 
 
 def by_webdataset(tars: list[str], seek: bool, everything: bool = False) -> Callable[[dict[str, Sample]], dict[str, np.ndarray]]:
@@ -236,24 +237,18 @@ def agreement(ours: Ours, others: dict[str, Callable[[dict[str, Sample]], dict[s
     return f"same samples; from films within {worst:.1f} grey levels"
 
 
-def overhead_ms(shards: Path, clips: int) -> float:
-    """CPU time of a sample that is neither reading, hashing, decoding, cropping nor resizing."""
-    ours = Ours(shards, clips)
-    index = ours.loader.mixture.sets[0].index
-    spent: dict[str, float] = {"loader": 0.0, "work": 0.0}
-    for epoch in range(4):
-        drawn = ours.loader.sampler.draws(epoch * clips, clips)
+def overhead_ms(shards: Path, clips: int, rounds: int = 10) -> float:
+    """CPU time of a sample in the loader without reading, decoding, cropping and resizing: clips are decoded already, pictures left empty."""
+    loader = ClipLoader(
+        open_mixture(WHOLE, shards), GEOMETRY, seed=0, phase="benchmark", global_batch=clips, reading=Reading(cache_bytes=8 * 2**30)
+    )  # fmt: skip
+    for batch in loader.batches(0, 2):
+        assert len(batch.clip_ids) == clips
+    with mock.patch.object(loader_module, "render", lambda *_: None):
         start = time.process_time()
-        ours()
-        middle = time.process_time()
-        for item in map(drawn.__getitem__, range(clips)):
-            wanted = item.times_s(GEOMETRY.frames)
-            clip = decode_clip(index.stored(index.entry(item.row)).data, wanted)
-            finish(clip, item, wanted, box_of(item, clip.height, clip.width))
-        if epoch:  # the first warms up
-            spent["loader"] += middle - start
-            spent["work"] += time.process_time() - middle
-    return 1e3 * (spent["loader"] - spent["work"]) / (3 * clips)
+        for _ in loader.batches(2, 2 + rounds):
+            pass
+        return 1e3 * (time.process_time() - start) / (rounds * clips)
 
 
 def large_index(folder: Path) -> tuple[float, float]:

@@ -8,8 +8,8 @@ packets are decoded that a wanted frame needs: from the key frame before it to i
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import av
@@ -28,13 +28,16 @@ class DecodeFailure(TubeletError):
     """The bytes are the indexed ones and still do not decode into a clip."""
 
 
+Picture = tuple[NDArray[np.uint8], ...]
+"""One frame: its planes Y (H, W), U and V (H/2, W/2) (BT.601, limited range, as the writer encodes: half the memory of RGB), or
+(H, W, 3) RGB alone for everything else."""
+
+
 @dataclass(frozen=True, eq=False)
 class DecodedClip:
-    """Decoded frames in the order of time. `planes` is (T, H*3/2, W) uint8, I420 planes stacked by rows (BT.601, limited
-    range, as the writer encodes: half the memory of RGB), or (T, H, W, 3) uint8 RGB for everything else. `pts` (T,) int64
-    in units of `time_base` s."""
+    """Decoded frames in the order of time. `pts` (T,) int64 in units of `time_base` s."""
 
-    planes: NDArray[np.uint8]
+    pictures: Sequence[Picture]
     pts: NDArray[np.int64]
     time_base: Fraction
 
@@ -44,20 +47,34 @@ class DecodedClip:
 
     @property
     def height(self) -> int:
-        return self.planes.shape[1] * 2 // 3 if self.planes.ndim == 3 else self.planes.shape[1]
+        return self.pictures[0][0].shape[0]
 
     @property
     def width(self) -> int:
-        return self.planes.shape[2]
+        return self.pictures[0][0].shape[1]
 
     @property
     def nbytes(self) -> int:
-        return self.planes.nbytes + self.pts.nbytes
+        return sum(plane.nbytes for picture in self.pictures for plane in picture) + self.pts.nbytes
+
+    def crop(self, number: int, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
+        """A box of frame `number` as RGB (height, width, 3) uint8; only the box is converted."""
+        if len(self.pictures[number]) == 1:
+            return self.pictures[number][0][top : top + height, left : left + width]
+        first, start = top // 2, left // 2  # in chroma samples: one stands for two by two pixels
+        rows, columns = (top + height + 1) // 2 - first, (left + width + 1) // 2 - start
+        size = rows * columns
+        box = np.empty(6 * size, np.uint8)
+        luma, blue, red = self.pictures[number]
+        box[: 4 * size].reshape(2 * rows, 2 * columns)[:] = luma[2 * first : 2 * (first + rows), 2 * start : 2 * (start + columns)]
+        for place, plane in ((4 * size, blue), (5 * size, red)):
+            box[place : place + size].reshape(rows, columns)[:] = plane[first : first + rows, start : start + columns]
+        rgb = cv2.cvtColor(box.reshape(3 * rows, 2 * columns), cv2.COLOR_YUV2RGB_I420).astype(np.uint8, copy=False)
+        return rgb[top - 2 * first : top - 2 * first + height, left - 2 * start : left - 2 * start + width]
 
     def frame(self, number: int) -> NDArray[np.uint8]:
         """Frame `number` as RGB (H, W, 3) uint8."""
-        plane = self.planes[number]
-        return cv2.cvtColor(plane, cv2.COLOR_YUV2RGB_I420).astype(np.uint8, copy=False) if plane.ndim == 2 else plane
+        return self.crop(number, 0, 0, self.height, self.width)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +106,9 @@ def decode_clip(data: bytes, wanted_s: NDArray[np.float64] | None = None, kind: 
             listed = _listed(container, stream)
             times = np.sort(listed.pts)
             wanted = times if wanted_s is None else times[np.unique(nearest_frames(np.multiply(times, float(listed.time_base), dtype=np.float64), wanted_s))]
-            return _kept(_frames(listed, wanted), wanted, listed.time_base)
+            found = _kept(_frames(listed, wanted), wanted, listed.time_base)
+            # A few frames stay where FFmpeg put them; all frames of a clip are for keeping, and those carry padding.
+            return found if wanted_s is not None else replace(found, pictures=[tuple(map(np.ascontiguousarray, one)) for one in found.pictures])
     except (av.FFmpegError, IndexError, ValueError) as error:
         raise DecodeFailure("a training clip does not decode", found=f"{type(error).__name__}: {error}") from error
 
@@ -143,29 +162,30 @@ def _runs(listed: Packets, wanted: NDArray[np.int64]) -> list[tuple[int, int]]:
 
 
 def _kept(frames: Iterator[av.VideoFrame], wanted: NDArray[np.int64], time_base: Fraction) -> DecodedClip:
-    planes: dict[int, NDArray[np.uint8]] = {}
+    kept: dict[int, Picture] = {}
     rest = set(wanted.tolist())
     for frame in frames:
         if frame.pts is not None and frame.pts in rest:
             rest.discard(frame.pts)
-            planes[frame.pts] = _pixels(frame)
+            kept[frame.pts] = picture_of(frame)
             if not rest:
                 break
     if rest:
-        raise DecodeFailure("a training clip does not decode", expected=f"{len(wanted)} frames at their times", found=f"{len(planes)} of them")
-    return DecodedClip(np.stack([planes[pts] for pts in wanted.tolist()]), wanted, time_base)
+        raise DecodeFailure("a training clip does not decode", expected=f"{len(wanted)} frames at their times", found=f"{len(kept)} of them")
+    return DecodedClip([kept[pts] for pts in wanted.tolist()], wanted, time_base)
 
 
-def _pixels(frame: av.VideoFrame) -> NDArray[np.uint8]:
+def picture_of(frame: av.VideoFrame) -> Picture:
+    """A frame's planes as they lie in FFmpeg's memory (which they keep), where they are in the form that the writer encodes."""
     trained = frame.format.name == "yuv420p" and frame.rotation == 0 and not (frame.width % 2 or frame.height % 2)
     if trained and int(frame.colorspace) in (UNSPECIFIED, BT470BG, SMPTE170M) and int(frame.color_range) in LIMITED:
-        return frame.to_ndarray(format="yuv420p").astype(np.uint8, copy=False)
-    return to_array(frame)
+        return tuple(np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width] for plane in frame.planes)
+    return (to_array(frame),)
 
 
 def _picture(data: bytes) -> DecodedClip:
     found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     if found is None:
         raise DecodeFailure("a training picture does not decode", expected=", ".join(sorted(IMAGES)), found=f"{len(data)} other bytes")
-    rgb = np.ascontiguousarray(found[None, :, :, ::-1]).astype(np.uint8, copy=False)
-    return DecodedClip(rgb, np.zeros(1, np.int64), Fraction(1))
+    rgb = np.ascontiguousarray(found[:, :, ::-1]).astype(np.uint8, copy=False)
+    return DecodedClip([(rgb,)], np.zeros(1, np.int64), Fraction(1))

@@ -125,10 +125,14 @@ class ShardIndex:
     def clip_id(self, row: int) -> str:
         return str(self._clip_ids[row].as_py())
 
+    def digest(self, row: int) -> str:
+        """Hex sha256 of a clip's bytes."""
+        return self._digests[row].tobytes().hex()
+
     def entry(self, row: int) -> ClipEntry:
         """The clip in row `row`."""
         return ClipEntry(
-            row, self.clip_id(row), self._names[self._shard[row]], int(self.offset[row]), int(self.length[row]), self._digests[row].tobytes().hex(),
+            row, self.clip_id(row), self._names[self._shard[row]], int(self.offset[row]), int(self.length[row]), self.digest(row),
             int(self.frames[row]),
         )  # fmt: skip
 

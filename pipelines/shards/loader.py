@@ -296,6 +296,5 @@ def render(clip: DecodedClip, chosen: NDArray[np.int64], box: NDArray[np.int64],
         if position and number == chosen[position - 1]:
             out[:, position] = out[:, position - 1]
             continue
-        cropped = clip.frame(int(number))[top : top + height, left : left + width]
-        resized = cv2.resize(cropped, (out.shape[3], out.shape[2]), interpolation=cv2.INTER_LINEAR)
+        resized = cv2.resize(clip.crop(int(number), top, left, height, width), (out.shape[3], out.shape[2]), interpolation=cv2.INTER_LINEAR)
         cv2.split(cv2.flip(resized, 1) if flip else resized, list(out[:, position]))

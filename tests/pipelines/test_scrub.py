@@ -29,7 +29,11 @@ from pipelines.lineage.scrub.finding import Kind
 from pipelines.lineage.scrub.store import COMPARISONS, scrub
 from pipelines.lineage.scrub.text import scrub_markdown, scrub_text
 from pipelines.recipes import OWN_SHARDS
+from pipelines.shards.exposure_log import rows_of
 from pipelines.shards.form import ShardConfig
+from pipelines.shards.geometry import ClipGeometry
+from pipelines.shards.loader import ClipLoader
+from pipelines.shards.mixture import WHOLE, open_mixture
 from pipelines.shards.writer import build_shards
 from pipelines.sources import registry
 from pipelines.store import MANIFEST, Artefact, Store
@@ -37,11 +41,13 @@ from pipelines.tombstones import REDACTIONS, write_tombstones
 
 Rows = list[dict[str, Any]]
 DIMENSIONS = 8
+GEOMETRY = ClipGeometry(frames=4, fps=4, height=16, width=16)
 ENCODER = {"name": "made", "digest": "encoder-1"}
 BATCHES = {"made-0001": ("a", "b"), "made-0002": ("c", "copy-of-a", "d")}
 SCHEMAS = {
     "videos": schemas.VIDEOS, "quarantine": schemas.QUARANTINE, "clips": schemas.CLIPS, "removals": schemas.REMOVALS, "selection": schemas.SELECTION,
     "assignments": schemas.ASSIGNMENTS, "shard_index": schemas.SHARD_INDEX, "episodes": schemas.EPISODES, "steps": schemas.STEPS,
+    "exposure_log": schemas.EXPOSURE_LOG,
 }  # fmt: skip
 
 
@@ -175,10 +181,14 @@ class Maker:
         shards = self.made["training_shards"].digest
 
         def phase(name: str) -> dict[str, Any]:
-            return asdict(ExposureSpec(phase=name, seed=5, steps=3, global_batch=2, geometry={}, sources=[{"name": "own", "shards": OWN_SHARDS, "weight": 1.0, "digest": shards}]))
+            source = {"name": OWN_SHARDS, "shards": OWN_SHARDS, "weight": 1.0, "digest": shards}
+            return asdict(ExposureSpec(phase=name, seed=5, steps=3, global_batch=2, geometry=GEOMETRY.to_dict(), sources=[source]))
 
         def checkpoint(parent: Artefact | None, phases: list[dict[str, Any]]) -> Callable[[Path], None]:
             def build(folder: Path) -> None:
+                loader = ClipLoader(open_mixture(WHOLE, self.made["training_shards"].path), GEOMETRY, seed=5, phase=phases[-1]["phase"], global_batch=2)
+                if parent is not None:  # one training that wrote down what it showed, and one that did not
+                    write(folder, "exposure_log", [row for batch in loader.batches(0, 3) for row in rows_of(batch)])
                 save_file({"weight": torch.ones(3, 2), "count": torch.ones(2, dtype=torch.int64)}, folder / "encoder.safetensors")
                 lineage = {"shards": shards, "parent": parent.digest if parent else None, "exposures": phases}
                 (folder / "lineage.json").write_text(json.dumps(lineage))
@@ -711,6 +721,9 @@ sealed("a checkpoint that saw other shards", Kind.EXPOSURE, "pretrained_encoder[
 sealed("a checkpoint of another parent", Kind.PARENT, "cooled_encoder[nano]", LINEAGE, json_changed(LINEAGE, lambda content: content | {"parent": "0" * 16}))
 sealed("a phase that its parent does not know", Kind.EXPOSURE, "cooled_encoder[nano]", LINEAGE, json_changed(LINEAGE, lambda content: content["exposures"][0].update(steps=99)))
 sealed("a training under a takedown without tombstones", Kind.TAKEDOWN, "pretrained_encoder[nano]", LINEAGE, last_phase(lambda phase: phase.update(exclusions=[[1, ["lost"]]])))
+sealed("a log of other clips", Kind.EXPOSURE, "cooled_encoder[nano]", "exposure_log.parquet", rows_changed("exposure_log", first(clip_id="0" * 20)))
+sealed("a log without its last sample", Kind.EXPOSURE, "cooled_encoder[nano]", "exposure_log.parquet", rows_changed("exposure_log", last_out))
+sealed("a log of other frames", Kind.EXPOSURE, "cooled_encoder[nano]", "exposure_log.parquet", rows_changed("exposure_log", first(pts=[0, 0, 0, 0])))
 sealed("a world model of other episodes", Kind.EXPOSURE, "world_model[nano]", LINEAGE, json_changed(LINEAGE, lambda content: content["episodes"]["train"].append("e9")))
 sealed("a weight that is no number", Kind.NETWORK, "world_model[nano]", "predictor.safetensors", broken_network)
 sealed("a weight file that is none", Kind.UNREADABLE, "world_model[nano]", "predictor.safetensors", lambda folder: put(folder / "predictor.safetensors", b"12345678?"))

@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from pipelines.lineage.exposure import LINEAGE_FILE, ORDER, ExposureSpec
+from pipelines.errors import TubeletError
+from pipelines.lineage.exposure import LINEAGE_FILE, ORDER, ExposureSpec, log_disagreements
 from pipelines.lineage.scrub.finding import Finding, Kind, Told, several, words_of
 from pipelines.lineage.scrub.rows import Comparison, insist_on_unique
 from pipelines.lineage.scrub.shelf import Item, Shelf, Unjudged
-from pipelines.schemas import EPISODES, STEPS
+from pipelines.schemas import EPISODES, EXPOSURE_LOG, STEPS
+from pipelines.shards.exposure_log import LOG_FILE
+from pipelines.shards.mixture import open_mixture
 from pipelines.tombstones import takedown_names
 
 TRAINED = ("pretrained_encoder", "cooled_encoder")
@@ -46,6 +49,25 @@ def check_exposures(shelf: Shelf, item: Item) -> Told:
     gone = sorted({name for _, names in spec.exclusions for name in names} - set(takedown_names(shelf.root)))
     if gone:
         yield item.finding(Kind.TAKEDOWN, LINEAGE_FILE, "the tombstones that were in force while it was trained", f"no tombstones of {several(gone)}", "restore them: what it has seen cannot be told without")
+
+
+def check_exposure_log(shelf: Shelf, item: Item) -> Told:
+    """What every sample showed, where a training wrote it down, is what its lineage says when it is drawn again."""
+    if LOG_FILE not in item.manifest.files:
+        return
+    phases = list(shelf.json(item, LINEAGE_FILE, dict).get("exposures", []))
+    if not phases or phases[-1].get("order") != ORDER:
+        raise Unjudged("its samples cannot be drawn again")
+    spec, log = ExposureSpec.from_dict(phases[-1]), shelf.table(item, LOG_FILE, EXPOSURE_LOG)
+    own = [parent.folder for parent in shelf.inputs(item, "training_shards") if parent.manifest.digest == spec.shards_digest]
+    if spec.shards_digest and not own:
+        raise Unjudged("the shards that it names are not among its inputs")
+    try:
+        problems = log_disagreements(open_mixture(spec.mixture, own[0] if own else None), spec, shelf.root, log)
+    except TubeletError as error:
+        raise Unjudged(words_of(error)) from error
+    for problem in problems:
+        yield item.finding(Kind.EXPOSURE, LOG_FILE, "the samples that its lineage names", problem, "one of the two is not what was trained: train it again")
 
 
 def check_roles(shelf: Shelf, item: Item) -> Told:
@@ -171,6 +193,7 @@ def check_robots(shelf: Shelf) -> Told:
 
 COMPARISONS = (
     Comparison("what the checkpoint has seen", TRAINED, check_exposures),
+    Comparison("the log of what it was shown", TRAINED, check_exposure_log, reads_bytes=True),
     Comparison("episodes of the world model", ("world_model",), check_roles),
     Comparison("videos of the episodes", ("robot_episodes",), check_episode_videos),
     Comparison("steps of the episodes", ("robot_episodes",), check_episode_steps),

@@ -20,6 +20,7 @@ TABLES: dict[str, pa.Schema] = {
     "videos.parquet": schemas.VIDEOS, "quarantine.parquet": schemas.QUARANTINE, "clips.parquet": schemas.CLIPS, "removals.parquet": schemas.REMOVALS,
     "pairs.parquet": schemas.PAIRS, "assignments.parquet": schemas.ASSIGNMENTS, "target_assignments.parquet": schemas.ASSIGNMENTS,
     "selection.parquet": schemas.SELECTION, "shard_index.parquet": schemas.SHARD_INDEX, "episodes.parquet": schemas.EPISODES, "steps.parquet": schemas.STEPS,
+    "exposure_log.parquet": schemas.EXPOSURE_LOG,
 }  # fmt: skip
 """Member of an artefact -> the table in it."""
 WRITTEN = {
