@@ -1,4 +1,4 @@
-"""The front door: `tubelet demo | curate | curation | ui | doctor | reconcile | scrub | lineage | takedown | report | features | weights`.
+"""The front door: `tubelet demo | curate | curation | ui | doctor | reconcile | scrub | lineage | takedown | report | shards | features | weights`.
 
 Nothing but the standard library is imported until a command needs more, so `python tubelet.py doctor` works before
 anything is installed.

@@ -10,7 +10,7 @@ import dagster as dg
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
 from pipelines.lineage.scrub.files import collect
-from pipelines.lineage.scrub.finding import Finding, Kind, Note
+from pipelines.lineage.scrub.finding import Finding, Kind, Note, words_of
 from pipelines.lineage.scrub.graph import Pointer
 from pipelines.lineage.scrub.shelf import key_of
 from pipelines.store import NO_PARTITION, Artefact
@@ -32,11 +32,14 @@ def observed_version(instance: dg.DagsterInstance, asset: str) -> str | None:
 
 
 def dagster_says(root: Path, artefacts: Sequence[Artefact]) -> dict[str, Any]:
-    """`agreement` with the database of the store at `root`; where there is none, `of` is 0 and none is made."""
+    """`agreement` with the database of the store at `root`; where there is none, `of` is 0 and none is made; `why` when it cannot be read."""
     if not any((root / "dagster" / "history").rglob("*.db")):
         return {"agree": 0, "of": 0, "differ": []}
-    with dg.DagsterInstance.get() as instance:
-        return agreement(instance, artefacts)
+    try:
+        with dg.DagsterInstance.get() as instance:
+            return agreement(instance, artefacts)
+    except Exception as error:  # a damaged database raises its driver's errors; the files tell everything without it
+        return {"agree": 0, "of": 0, "differ": [], "why": words_of(error)}
 
 
 def agreement(instance: dg.DagsterInstance, artefacts: Sequence[Artefact]) -> dict[str, Any]:

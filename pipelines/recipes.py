@@ -62,14 +62,16 @@ class Curve(Part):
 
 
 class Phase(Part):
-    """One pretraining phase. `global_batch` is over all ranks; `fps` is the sampling rate of the clip's frames."""
+    """One pretraining phase. `global_batch` is over all ranks. Frames of a sample are taken `fps` times a second (paper: 4), or every
+    `stride`-th stored frame, whatever time that is: one of the two."""
 
     steps: int
     global_batch: int
     height: int
     width: int
     frames: int
-    fps: float
+    fps: float | None = pydantic.Field(default=None, gt=0)
+    stride: int | None = pydantic.Field(default=None, ge=1)
     learning_rate: Curve
     ema: tuple[float, float]
     weight_decay: float = 0.04
@@ -80,6 +82,12 @@ class Phase(Part):
     checkpoint_every: int = 200
     clip_grad_norm: float | None = None
 
+    @pydantic.model_validator(mode="after")
+    def _one_rate(self) -> Phase:
+        if (self.fps is None) == (self.stride is None):
+            raise ValueError(f"a phase needs fps or stride, one of the two; found fps {self.fps}, stride {self.stride}")
+        return self
+
 
 class MixtureSource(Part):
     """One source of a data mixture. `weight` is its share of the samples, relative to the others'. `shards` is a folder or
@@ -88,7 +96,7 @@ class MixtureSource(Part):
     """
 
     name: str
-    weight: float = pydantic.Field(gt=0)
+    weight: float = pydantic.Field(gt=0, allow_inf_nan=False)
     shards: str = OWN_SHARDS
     only: str | None = None
     still: bool = False
@@ -96,10 +104,11 @@ class MixtureSource(Part):
 
 class PretrainRecipe(Part):
     """`mixture` names the sources of the clips, or a file of presets/mixtures (vm22m is the paper's); without, they are the
-    graph's own shards. No clip is drawn more often than `repeat_cap` times in as many draws as there are clips (paper: no cap)."""
+    graph's own shards. No clip is drawn more often than `repeat_cap` times (rounded up) in an epoch, which is as many draws as there
+    are clips (paper: no cap)."""
 
     mixture: tuple[MixtureSource, ...] = (MixtureSource(name=OWN_SHARDS, weight=1.0),)
-    repeat_cap: float | None = pydantic.Field(default=None, ge=1)
+    repeat_cap: float | None = pydantic.Field(default=None, ge=1, allow_inf_nan=False)
     masks: list[MaskStrategy]
     mask_truncation: Literal["prefix", "random", "none"] = "prefix"
     mask_token: Literal["shared", "per_strategy"] = "shared"

@@ -161,8 +161,20 @@ def write_table(table: pa.Table, path: Path, schema: pa.Schema) -> None:
 def read_table(source: Path | BinaryIO, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
     """Read one Parquet file, or some `columns` of it, and insist on the schema's name, version and columns.
 
-    A file of an older version is migrated; one of a newer version, or another table, is an error.
+    A file of an older version is migrated; one of a newer version, another table, or a damaged one is a `StoreError`.
     """
+    try:
+        return _read_table(source, schema, columns)
+    except (ValueError, OSError) as error:  # Arrow's own; those of the system have a number and speak for themselves
+        if not isinstance(source, Path) or getattr(error, "errno", None) is not None:
+            raise
+        raise StoreError(
+            f"{source} is damaged", expected=f"table {table_name(schema)}", found=" ".join(str(error).split())[:200],
+            remedy="restore that file, or delete the folder it is in and make it again; `tubelet scrub` names all that is damaged",
+        ) from error  # fmt: skip
+
+
+def _read_table(source: Path | BinaryIO, schema: pa.Schema, columns: list[str] | None) -> pa.Table:
     wanted = table_version(schema)
     with pq.ParquetFile(source) as file:
         found = file.schema_arrow.metadata or {}

@@ -18,7 +18,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
+import logging
 import os
 import re
 import shutil
@@ -34,10 +36,14 @@ from pipelines.errors import MissingArtefact, StoreError
 from pipelines.identity import canonical_json, digest_of, file_sha256
 from pipelines.tombstones import redactions
 
+logger = logging.getLogger("tubelet.store")
+
 STORE_VERSION = 1
 MARKER = "STORE.json"
 MANIFEST = "MANIFEST.json"
 NO_PARTITION = "_"
+SEALED = frozenset({"asset", "partition", "identity", "digest", "config", "inputs", "input_paths", "files", "summary", "created", "seconds"})
+"""What every manifest says."""
 FULL_WORDS = ("no space left on device", "disk is full")
 DENIED_WORDS = ("readonly database", "unable to open database", "disk i/o error")
 NO_ROOM_BYTES = 2**20
@@ -167,41 +173,39 @@ class Store:
         final = self.folder("artefacts", asset, partition, identity)
         if (final / MANIFEST).exists():
             return self.load(final, reused=True)
-        draft = _draft_of(final)
         started = time.monotonic()
-        try:
-            with self.writing():
-                for stale in final.parent.glob(f".draft-{identity}-*"):
-                    shutil.rmtree(stale, ignore_errors=True)
-                draft.mkdir(parents=True)
-                summary = build(draft)
-                files = {
-                    str(path.relative_to(draft)): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
-                    for path in sorted(draft.rglob("*"))
-                    if path.is_file()
-                }
-                manifest = {
-                    "asset": asset, "partition": partition or NO_PARTITION, "identity": identity,
-                    "digest": digest_of([asset, {name: entry["sha256"] for name, entry in files.items()}]),
-                    "code_version": code_version, "config": config, "inputs": {item.key: item.digest for item in inputs},
-                    "input_paths": {item.key: str(item.path.relative_to(self.root)) for item in inputs},
-                    "files": files, "summary": summary, "created": time.time(), "seconds": time.monotonic() - started,
-                    "store_version": STORE_VERSION,
-                }  # fmt: skip
-                write_atomic(draft / MANIFEST, json.dumps(manifest, indent=1))
-                if final.exists():
-                    raise StoreError(
-                        f"{final} exists without a manifest", expected="no folder or a complete one", found="an incomplete folder",
-                        remedy="delete it and run again",
-                    )  # fmt: skip
+        with self.writing(), _held_draft(final) as draft:
+            summary = build(draft)
+            files = {
+                str(path.relative_to(draft)): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+                for path in sorted(draft.rglob("*"))
+                if path.is_file()
+            }
+            manifest = {
+                "asset": asset, "partition": partition or NO_PARTITION, "identity": identity,
+                "digest": digest_of([asset, {name: entry["sha256"] for name, entry in files.items()}]),
+                "code_version": code_version, "config": config, "inputs": {item.key: item.digest for item in inputs},
+                "input_paths": {item.key: str(item.path.relative_to(self.root)) for item in inputs},
+                "files": files, "summary": summary, "created": time.time(), "seconds": time.monotonic() - started,
+                "store_version": STORE_VERSION,
+            }  # fmt: skip
+            write_atomic(draft / MANIFEST, json.dumps(manifest, indent=1))
+            try:
                 os.rename(draft, final)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
+            except OSError:
+                if (final / MANIFEST).exists():  # another process made the same meanwhile
+                    return self.load(final, reused=True)
+                if not final.exists():
+                    raise
+                raise StoreError(
+                    f"{final} exists without a manifest", expected="no folder or a complete one", found="an incomplete folder",
+                    remedy="delete it and run again",
+                ) from None  # fmt: skip
         return self.load(final)
 
     def load(self, path: Path, *, reused: bool = False) -> Artefact:
         """Read one artefact folder's manifest."""
-        manifest = json.loads((path / MANIFEST).read_text())
+        manifest = read_manifest(path)
         return Artefact(
             asset=manifest["asset"], partition=manifest["partition"], identity=manifest["identity"], digest=manifest["digest"],
             path=path, summary=manifest["summary"], inputs=manifest["inputs"], config=manifest["config"],
@@ -212,7 +216,7 @@ class Store:
         """Every complete artefact of one partition, accepted or not, in the order they were made; a draft is none."""
         folder = self.root / "artefacts" / asset / (partition or NO_PARTITION)
         manifests = folder.glob(f"[!.]*/{MANIFEST}")
-        return [self.load(path.parent) for path in sorted(manifests, key=lambda path: json.loads(path.read_text())["created"])]
+        return [self.load(path.parent) for path in sorted(manifests, key=lambda path: read_manifest(path.parent)["created"])]
 
     def discard(self, artefact: Artefact) -> None:
         """Remove an artefact. It becomes a draft first: after a kill it is no artefact any more, nor half of one."""
@@ -223,13 +227,11 @@ class Store:
 
     def inputs_of(self, artefact: Artefact) -> list[Artefact]:
         """The artefacts this one was made from, read from files alone."""
-        manifest = json.loads((artefact.path / MANIFEST).read_text())
-        return [self.load(self.root / path) for path in manifest["input_paths"].values()]
+        return [self.load(self.root / path) for path in read_manifest(artefact.path)["input_paths"].values()]
 
     def verify(self, artefact: Artefact) -> list[str]:
         """Names of members whose bytes do not agree with the manifest, or with what a takedown made of them (empty when all do)."""
-        manifest = json.loads((artefact.path / MANIFEST).read_text())
-        wanted = {name: entry["sha256"] for name, entry in manifest["files"].items()}
+        wanted = {name: entry["sha256"] for name, entry in read_manifest(artefact.path)["files"].items()}
         wanted |= {name: entry["sha256"] for name, entry in redactions(artefact.path).items()}
         return [name for name, sha256 in wanted.items() if not (artefact.path / name).is_file() or file_sha256(artefact.path / name) != sha256]
 
@@ -285,6 +287,68 @@ class Store:
             return self.current(asset)
         except MissingArtefact:
             return None
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What seals an artefact's folder. Raises `FileNotFoundError` when nothing does, `StoreError` when it is damaged."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        missing = sorted(SEALED - manifest.keys())
+    except (ValueError, AttributeError) as error:
+        missing = [repr(error)]
+    if missing:
+        raise StoreError(
+            f"{folder / MANIFEST} is damaged", expected=f"JSON with {', '.join(sorted(SEALED))}", found=f"no {', '.join(missing)}" if missing[0] in SEALED else missing[0],
+            remedy=f"restore that file, or delete {folder} and make it again; `tubelet scrub` names all that is damaged",
+        )  # fmt: skip
+    return manifest
+
+
+@contextlib.contextmanager
+def _held_draft(final: Path) -> Iterator[Path]:
+    """An empty draft of `final` that is this process's own until the end, when it goes; those of processes that are gone go first.
+
+    The lock on the draft's folder ends with its holder (and the children it forked), so a living writer's draft is left alone.
+    """
+    for stale in final.parent.glob(f".draft-{final.name}-*"):
+        lock = _lock_of(stale, wait=False)
+        if lock is not None:
+            shutil.rmtree(stale, ignore_errors=True)
+            os.close(lock)
+    while True:
+        draft = _draft_of(final)
+        draft.mkdir(parents=True)
+        lock = _lock_of(draft)
+        if lock is not None and draft.is_dir():  # before it was locked, another process may have taken it for a dead one's
+            break
+    try:
+        yield draft
+    except FileNotFoundError as error:
+        if draft.exists():
+            raise
+        raise StoreError(
+            f"{final} was removed while it was being made", expected=str(draft), found="nothing there",
+            remedy="run again; a takedown with --compact removes unfinished shards that hold what it takes down",
+        ) from error  # fmt: skip
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+        os.close(lock)
+
+
+def _lock_of(folder: Path, wait: bool = True) -> int | None:
+    """A descriptor that holds the folder alone until it is closed; None when it is gone, or without `wait` when it is held."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except OSError:
+        logger.debug("no folder can be locked on the file system of %s: two writers of one artefact are not kept apart", folder)
+    return descriptor
 
 
 def _draft_of(final: Path) -> Path:

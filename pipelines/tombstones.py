@@ -6,6 +6,7 @@ forbidden is their union. Nothing else is needed to tell whether a clip may be u
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import uuid
@@ -24,8 +25,11 @@ from pipelines.errors import StoreError
 from pipelines.identity import digest_of
 
 FOLDER = "tombstones"
+NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP)  # another file system, or one without hard links
 REDACTIONS = "REDACTIONS.json"
 """Beside an artefact's manifest: which of its tars had the bytes of clips overwritten since it was sealed."""
+REDACTED = "__redacted__/"
+"""Names of members that a takedown has overwritten with zeros begin so; webdataset takes names of the form __.../ for metadata."""
 
 
 @dataclass(frozen=True)
@@ -87,10 +91,15 @@ def write_tombstones(root: Path, takedown: str, rows: Sequence[dict[str, Any]]) 
         os.fsync(handle.fileno())
     try:
         os.link(temporary, path)  # unlike a rename, a link does not replace what is there
-    except FileExistsError as error:
-        raise StoreError(f"takedown {takedown} has been made before", expected="a new name", found=str(path), remedy="ask again") from error
+    except OSError as error:
+        if error.errno in NO_LINKS and not path.exists():
+            os.rename(temporary, path)
+        elif error.errno in (*NO_LINKS, errno.EEXIST):
+            raise StoreError(f"takedown {takedown} has been made before", expected="a new name", found=str(path), remedy="ask again") from error
+        else:
+            raise
     finally:
-        temporary.unlink()
+        temporary.unlink(missing_ok=True)
     return path
 
 
@@ -101,9 +110,18 @@ def redactions(folder: Path) -> dict[str, dict[str, Any]]:
     takedown with --compact finishes it.
     """
     try:
-        return json.loads((folder / REDACTIONS).read_text())
+        noted: dict[str, dict[str, Any]] = json.loads((folder / REDACTIONS).read_text())
+        whole = all(entry.keys() >= {"sha256", "clips", "takedown"} for entry in noted.values())
     except FileNotFoundError:
         return {}
+    except (ValueError, AttributeError):
+        whole = False
+    if not whole:
+        raise StoreError(
+            f"{folder / REDACTIONS} is damaged", expected="{tar: {sha256, clips, takedown}}", found="something else",
+            remedy="run a takedown with --compact again: it tells from the tars what was overwritten",
+        )  # fmt: skip
+    return noted
 
 
 def _read(root: Path, name: str) -> pa.Table:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -47,13 +47,19 @@ class TakenDown:
     def __bool__(self) -> bool:
         return bool(self.tombstones)
 
+    @cached_property
+    def _first(self) -> dict[tuple[str | None, str | None], int]:
+        """(clip_id, None), or (None, video_id) of a whole video, to the first row that names it."""
+        clips, videos = (self.rows.column(name).to_pylist() for name in ("clip_id", "video_id"))
+        found: dict[tuple[str | None, str | None], int] = {}
+        for row, (clip, video) in enumerate(zip(clips, videos, strict=True)):
+            found.setdefault((clip, None) if clip else (None, video), row)
+        return found
+
     def told(self, clip_id: str, video_id: str) -> str:
         """Which takedown covers a clip, and its reason; "" for a clip that none covers."""
-        rows = self.rows.filter(pc.or_(
-            pc.fill_null(pc.equal(self.rows.column("clip_id"), clip_id), False),
-            pc.and_(pc.is_null(self.rows.column("clip_id")), pc.fill_null(pc.equal(self.rows.column("video_id"), video_id), False)),
-        )).slice(0, 1).to_pylist()  # fmt: skip
-        return f"{rows[0]['takedown']}: {rows[0]['reason']}" if rows else ""
+        rows = [self._first[key] for key in ((clip_id, None), (None, video_id)) if key in self._first]
+        return ": ".join(str(self.rows.column(name)[min(rows)].as_py()) for name in ("takedown", "reason")) if rows else ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,12 +92,12 @@ def read_taken_down(store: Store, batches: Sequence[tuple[Artefact, Artefact]]) 
 def _former(store: Store, batches: Sequence[tuple[Artefact, Artefact]], tombstones: Tombstones) -> dict[str, tuple[Path, Path]]:
     """Older clips and embeddings by the pool's encoder that hold taken clips for which the pool has no vector, by key and digest."""
     encoders, current = {_encoder(vectors.path) for _, vectors in batches}, {vectors.path for _, vectors in batches}
-    found: dict[str, tuple[Path, Path]] = {}
+    there, found = _embedded(current), dict[str, tuple[Path, Path]]()
     for vectors in every_artefact(store):
         if vectors.asset != "clip_embeddings" or vectors.path in current or _encoder(vectors.path) not in encoders:
             continue
         for clips in (store.root / path for key, path in input_paths(vectors).items() if key.startswith("clips")):
-            if (clips / "looks.npy").is_file() and _taken_in(clips, vectors.path, tombstones) - _embedded(current):
+            if (clips / "looks.npy").is_file() and _taken_in(clips, vectors.path, tombstones) - there:
                 found[f"{vectors.key} {vectors.digest}"] = (clips, vectors.path)
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +17,14 @@ from pipelines import schemas
 from pipelines.errors import StoreError
 from pipelines.lineage.spans import merge_by_group
 from pipelines.recipes import OWN_SHARDS, MixtureSource
+from pipelines.shards.decode import frame_pts, nearest_frames
 from pipelines.shards.geometry import ClipGeometry, Draws, Sampler
 from pipelines.shards.mixture import Mixture
 from pipelines.tombstones import read_tombstones
 
 LINEAGE_FILE = "lineage.json"
 STRETCH = 65_536  # samples drawn at a time
+GATHERED = 2**22  # spans kept before those that overlap become one: memory must not grow with the samples of a long training
 ORDER = 2
 """Version of the rule by which samples are drawn; a lineage of another one cannot be recomputed."""
 
@@ -115,30 +118,36 @@ def expose(mixture: Mixture, spec: ExposureSpec, root: Path) -> Exposure:
     """Draw the whole phase again. A sample shows the time from its first frame to the end of its last one."""
     frames = ClipGeometry.from_dict(spec.geometry).frames
     samples, seconds = np.zeros(len(mixture), np.int64), np.zeros(len(mixture))
+    row, spans = np.zeros(0, np.int64), np.zeros((0, 2))
     parts: list[tuple[np.ndarray, np.ndarray]] = []
     for part in _stretches(sampler_of(mixture, spec, root), spec):
         span = part.step_s * (frames - 1) + 1 / mixture.frame_rate[part.row]
-        samples += np.bincount(part.row, minlength=len(mixture))
-        seconds += np.bincount(part.row, weights=span, minlength=len(mixture))
+        np.add.at(samples, part.row, 1)
+        np.add.at(seconds, part.row, span)
         parts.append((part.row, np.stack([part.start_s, part.start_s + span], axis=1)))
-    row = np.concatenate([np.zeros(0, np.int64), *(rows for rows, _ in parts)])
-    both = np.concatenate([np.zeros((0, 2)), *(spans for _, spans in parts)])
-    return Exposure(samples, seconds, *merge_by_group(row, both))
+        if sum(len(rows) for rows, _ in parts) >= max(GATHERED, len(row)):
+            row, spans, parts = *_merged(row, spans, parts), []
+    return Exposure(samples, seconds, *_merged(row, spans, parts))
+
+
+def _merged(row: np.ndarray, spans: np.ndarray, parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Spans that are merged already, with more of them."""
+    return merge_by_group(np.concatenate([row, *(rows for rows, _ in parts)]), np.concatenate([spans, *(more for _, more in parts)]))
 
 
 def _stretches(sampler: Sampler, spec: ExposureSpec) -> Iterator[Draws]:
-    total, stand_ins = spec.steps * spec.global_batch, dict(spec.replaced)
+    total, stand_ins = spec.steps * spec.global_batch, sorted(spec.replaced)
+    replaced = [sample for sample, _ in stand_ins]
     for first in range(0, total, STRETCH):
         part = sampler.draws(first, min(STRETCH, total - first))
-        for sample in (sample for sample in stand_ins if first <= sample < first + len(part)):
-            other, at = sampler.draws(sample, 1, stand_ins[sample]), sample - first
+        for sample, salt in stand_ins[bisect_left(replaced, first) : bisect_left(replaced, first + len(part))]:
+            other, at = sampler.draws(sample, 1, salt), sample - first
             part.row[at], part.start_s[at], part.step_s[at], part.flip[at] = other.row[0], other.start_s[0], other.step_s[0], other.flip[0]
         yield part
 
 
-def exposures(mixture: Mixture, spec: ExposureSpec, root: Path) -> pa.Table:
+def exposures(mixture: Mixture, shown: Exposure) -> pa.Table:
     """The EXPOSURES table of one phase: clips that were drawn, in the mixture's order, with their samples and the seconds shown in all."""
-    shown = expose(mixture, spec, root)
     rows = np.flatnonzero(shown.samples)
     table = pa.table({
         "clip_id": mixture.texts("clip_id").take(pa.array(rows)), "video_id": mixture.texts("video_id").take(pa.array(rows)),
@@ -151,7 +160,8 @@ def log_disagreements(mixture: Mixture, spec: ExposureSpec, root: Path, log: pa.
     """Where an EXPOSURE_LOG, told by the bytes that were decoded, differs from the order drawn again; one line a kind of difference.
 
     Sample by sample: is it there once, from the right shards and clip, with the digest of the index, as the stand-in it was, and
-    does every frame lie near the instant drawn for it (three quarters of a frame: rates vary).
+    is every frame the one nearest to the instant drawn for it. One within three quarters of a frame is taken to be; where rates
+    vary, or a frame is missing, it can be farther away, and the clip's packets are asked; raises `ShardError` when those are gone.
     """
     total, frames = spec.steps * spec.global_batch, ClipGeometry.from_dict(spec.geometry).frames
     log = log.sort_by("global_sample")
@@ -174,6 +184,15 @@ def log_disagreements(mixture: Mixture, spec: ExposureSpec, root: Path, log: pa.
         pts = np.array([one if len(one) == frames else [np.nan] * frames for one in rows.column("pts").to_pylist()])
         wanted = part.start_s[:, None] + part.step_s[:, None] * np.arange(frames)
         near = (np.abs(pts * base[:, None] - wanted) <= 0.75 / mixture.frame_rate[part.row][:, None]).all(axis=1)
-        wrong.setdefault("pts", []).extend((first + np.flatnonzero(~near)).tolist())
+        far = [at for at in np.flatnonzero(~near).tolist() if not _nearest(mixture, int(part.row[at]), wanted[at], pts[at], float(base[at]))]
+        wrong.setdefault("pts", []).extend(first + at for at in far)
         first += len(part)
     return [f"{name} differs in {len(found)} samples: {', '.join(map(str, found[:5]))}" for name, found in wrong.items() if found]
+
+
+def _nearest(mixture: Mixture, row: int, wanted_s: np.ndarray, pts: np.ndarray, base: float) -> bool:
+    """Whether `pts` (frames,), in units of `base` s, are those of the clip's frames nearest to `wanted_s`, by its packets."""
+    found, own = mixture.place(row)
+    stored = found.index.stored(found.index.entry(own))
+    there = frame_pts(stored.data, stored.kind)
+    return np.array_equal(there[nearest_frames(np.multiply(there, base, dtype=np.float64), wanted_s)], pts)

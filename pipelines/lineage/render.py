@@ -93,7 +93,7 @@ def _artefact_text(answer: dict[str, Any], limit: int) -> str:
     lines += _table("batch", answer["batches"], ("into", "clips", "inputs"), limit, "batch")
     lines.append(episodes_text(answer["episodes"]))
     lines += _table("takedown", answer["takedowns"], ("asked", "reason", "added", "clips", "samples", "seconds"), limit, "takedown")
-    lines += [] if answer["takedowns"] else ["takedowns that touch it: none"]
+    lines += [] if answer["takedowns"] else [f"takedowns that touch it: {'cannot be told' if answer['untold'] else 'none'}"]
     return "\n".join([*lines, *dagster_lines(answer.get("dagster"))])
 
 
@@ -110,7 +110,7 @@ def _source_text(answer: dict[str, Any], limit: int) -> str:
         lines += _table("clip", answer["clips"], ("start_s", "end_s", "verdict", "weight", "samples", "seconds", "taken_down"), limit, "clip_id")
     seen = [{**row, "phases": ", ".join(f"{name} {count:,}" for name, count in row["phases"].items()) or "in its shards, never drawn"} for row in answer["checkpoints"]]
     lines += _table("checkpoint", seen, ("digest", "current", "phases", "videos", "clips", *SUMS[2:]), 10**9, "checkpoint")
-    lines.append(f"in all trainings together: {total['samples']:,} samples, {total['seconds']:,.1f} s" if seen else "no checkpoint's shards hold it: none has seen it")
+    lines.append(f"in all trainings together: {total['samples']:,} samples, {total['seconds']:,.1f} s" if seen else unseen_text(answer["untold"]))
     if answer.get("spans_s"):
         lines.append(f"seconds of the source shown: {spans_text(answer['spans_s'])}")
     standing = answer["stands_on_them"]
@@ -123,6 +123,13 @@ def _source_text(answer: dict[str, Any], limit: int) -> str:
     return "\n".join(lines)
 
 
+def unseen_text(untold: Sequence[Mapping[str, Any]]) -> str:
+    """That no checkpoint has seen it, as far as that can be said: what cannot be told may have."""
+    if untold:
+        return f"no checkpoint that can be told has it in its shards; {len(untold)} cannot be told, and may have seen it"
+    return "no checkpoint's shards hold it: none has seen it"
+
+
 SUMS = ("videos", "clips", "samples", "seconds", "distinct_seconds", "share_of_samples")
 
 
@@ -131,7 +138,8 @@ def dagster_lines(told: dict[str, Any] | None) -> list[str]:
     if told is None:
         return []
     if not told["of"]:
-        return ["Dagster's database is not there: told from files alone"]
+        why = f"cannot be read ({told['why']})" if told.get("why") else "is not there"
+        return [f"Dagster's database {why}: told from files alone"]
     lines = [f"Dagster agrees on {told['agree']} of {told['of']}"]
     return lines + [f"  {row['artefact']}: the files say {row['digest']}, Dagster's newest is {row['newest'] or 'none'}" for row in told["differ"]]
 

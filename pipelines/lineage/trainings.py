@@ -71,7 +71,7 @@ class Training:
 
     def table(self) -> pa.Table:
         """Its EXPOSURES table."""
-        return exposures(self.pool, self.spec, self.root)
+        return exposures(self.pool, self.shown)
 
     @property
     def samples(self) -> int:

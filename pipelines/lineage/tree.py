@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import InputError, MissingArtefact
-from pipelines.store import MANIFEST, NO_PARTITION, Artefact, Store
+from pipelines.store import MANIFEST, NO_PARTITION, Artefact, Store, read_manifest
 
 SHORTEST = 8  # characters of a digest that are taken for a name
 
@@ -41,8 +41,8 @@ class Node:
 
 def every_artefact(store: Store) -> list[Artefact]:
     """All complete artefacts of the store, current or not, in the order they were made; a draft is none."""
-    manifests = [(path.parent, json.loads(path.read_text())) for path in (store.root / "artefacts").glob("*/*/[!.]*/" + MANIFEST)]
-    return [store.load(folder) for folder, _ in sorted(manifests, key=lambda pair: (pair[1]["created"], str(pair[0])))]
+    folders = [path.parent for path in (store.root / "artefacts").glob("*/*/[!.]*/" + MANIFEST)]
+    return [store.load(folder) for folder in sorted(folders, key=lambda folder: (read_manifest(folder)["created"], str(folder)))]
 
 
 def current_paths(store: Store) -> set[Path]:
@@ -68,7 +68,7 @@ def descendants(store: Store, artefacts: Sequence[Artefact]) -> list[Artefact]:
 
 def input_paths(artefact: Artefact) -> dict[str, str]:
     """{key: folder in the store} of the inputs, from the manifest; a fan-in has one for each partition it took."""
-    return dict(json.loads((artefact.path / MANIFEST).read_text())["input_paths"])
+    return dict(read_manifest(artefact.path)["input_paths"])
 
 
 def find(store: Store, name: str) -> Artefact:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from pipelines.pretraining.exclusions import Takedowns
 from pipelines.shards import exposure_log
+from pipelines.shards.exposure_log import whole_lines
 from pipelines.shards.loader import Batch, ClipLoader
+from pipelines.store import write_atomic
 
 
 class Clips:
@@ -22,14 +25,14 @@ class Clips:
         self.loader, self.takedowns, self.folder, self.logs = loader, takedowns, folder, logs
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        # What was read again before this (for health) was noted when it was trained on.
-        noted = set(self.loader.replacements)
+        if self.logs:
+            exposure_log.mend(self.folder, self.loader.rank)
         for batch in self.loader.batches(start, stop):
-            if len(self.loader.replacements) > len(noted):
-                fresh = [item for item in list(self.loader.replacements.values()) if item.global_sample not in noted]
+            if batch.replaced:
                 with open(self.folder / f"stand-ins-{self.loader.rank}.jsonl", "a") as handle:
-                    handle.writelines(json.dumps([item.global_sample, item.salt]) + "\n" for item in fresh)
-                noted.update(item.global_sample for item in fresh)
+                    handle.writelines(json.dumps([item.global_sample, item.salt]) + "\n" for item in batch.replaced)
+                    handle.flush()
+                    os.fsync(handle.fileno())  # few, and a checkpoint that outlives a power cut must not outlive them
             if self.logs:
                 exposure_log.append(self.folder, self.loader.rank, batch)
             yield batch
@@ -45,5 +48,11 @@ def stand_ins(folder: Path, samples: int) -> list[tuple[int, int]]:
     """(global sample, salt) of every stand-in among the first `samples` global samples, ascending."""
     found = {}
     for path in sorted(folder.glob("stand-ins-*.jsonl")):
-        found.update(dict(json.loads(line) for line in path.read_text().splitlines()))
+        found.update(dict(json.loads(line) for line in whole_lines(path)))
     return sorted((sample, salt) for sample, salt in found.items() if sample < samples)
+
+
+def cut_stand_ins(folder: Path, samples: int) -> None:
+    """Forget the stand-ins of all ranks beyond the first `samples` global samples: those are drawn again, perhaps from other clips."""
+    for path in folder.glob("stand-ins-*.jsonl"):
+        write_atomic(path, "".join(line + "\n" for line in whole_lines(path) if json.loads(line)[0] < samples))

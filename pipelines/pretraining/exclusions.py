@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from pipelines.errors import TrainingError
+from pipelines.identity import stable_seed
 from pipelines.shards.loader import ClipLoader
 from pipelines.store import write_atomic
 from pipelines.tombstones import read_tombstones, takedown_names
@@ -49,20 +50,27 @@ class Takedowns:
             self.history = [entry for entry in self.history if entry[0] < step] + [(step, list(takedown_names(self.store)))]
         if self.engine.rank == 0 and (self.history or self.path.is_file()):
             write_atomic(self.path, json.dumps(self.history))
-        count = self.engine.from_first(len(self.history))
+        # By its content: a file that another machine has replaced can be seen as it was before, with as many entries.
+        wanted = self.engine.from_first(_number(self.history))
         deadline = time.monotonic() + PATIENCE_S
-        while self.engine.rank and len(self.history) != count:
+        while self.engine.rank and _number(self.history) != wanted:
             self.history = read_exclusions(self.path.parent)
-            if time.monotonic() > deadline:
-                raise TrainingError(
-                    "the ranks do not see the same takedowns", expected=f"{count} entries in {self.path}", found=str(len(self.history)),
-                    remedy="put the store on a file system that all machines share",
-                )  # fmt: skip
-            time.sleep(0.0 if len(self.history) == count else 0.1)
+            if _number(self.history) != wanted:
+                if time.monotonic() > deadline:
+                    raise TrainingError(
+                        "the ranks do not see the same takedowns", expected=f"{self.path} as rank 0 has written it",
+                        found=f"{len(self.history)} other entries", remedy="put the store on a file system that all machines share",
+                    )  # fmt: skip
+                time.sleep(0.1)
         for first, names in self.history:
             shares = self.loader.exclude(read_tombstones(self.store, names), first)
             if first == step and self.engine.rank == 0:
                 logger.warning("from step %d on, %.2f %% of the weight is taken down and shared out among the rest", step, 100 * shares.unserved)
+
+
+def _number(history: list[tuple[int, list[str]]]) -> int:
+    """A number that tells a history from others; 0 for an empty one."""
+    return stable_seed(json.dumps(history)) if history else 0
 
 
 def read_exclusions(folder: Path) -> list[tuple[int, list[str]]]:

@@ -25,7 +25,7 @@ from models.predictor import MaskedPredictor, PredictorConfig
 from models.weights import load_module
 from pipelines.errors import InputError
 from pipelines.identity import stable_seed
-from pipelines.pretraining.clips import Clips
+from pipelines.pretraining.clips import Clips, cut_stand_ins
 from pipelines.pretraining.exclusions import Takedowns
 from pipelines.pretraining.objective import JEPA
 from pipelines.pretraining.result import (
@@ -109,7 +109,9 @@ def _restore(
     """Bring every rank to the same state and return the step to go on from."""
     found = checkpoint.newest(spec.checkpoints) if engine.rank == 0 else None
     start = engine.from_first(checkpoint.step_of(found) if found else 0)
-    takedowns.begin(start)
+    if engine.rank == 0:
+        cut_stand_ins(spec.work_folder, start * spec.settings.global_batch)
+    takedowns.begin(start)  # nobody goes on before rank 0 is here
     if start:
         path = spec.checkpoints / checkpoint.name_of(start)
         state = json.loads((path / checkpoint.STATE).read_text())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,17 +56,17 @@ class Spec(pydantic.BaseModel):
     def sources(self) -> list[dict[str, Any]]:
         """The mixture's sources, each with the digest of its shards."""
         return [
-            {**source.model_dump(mode="json"), "digest": _digest_in(self.shards_folder) if source.shards == OWN_SHARDS else index_digest(source.shards)}
+            {**source.model_dump(mode="json"), **({"digest": _digest_in(self.shards_folder)} if source.shards == OWN_SHARDS else _elsewhere(source.shards))}
             for source in self.recipe.pretraining.mixture
         ]
 
     def identity(self) -> str:
-        """Digest of what decides the weights; ranks, threads and the ZeRO stage change rounding only."""
+        """Digest of what decides the weights; ranks, threads, the ZeRO stage and checkpoints change rounding only."""
         recipe = self.recipe.pretraining
         training = recipe.model_dump(mode="json", exclude={"ranks", "zero_stage", "pretrain", "cooldown"})
         shapes = [self.recipe.encoder.model_dump(mode="json"), self.recipe.predictor.model_dump(mode="json")]
         lineage = {key: value for key, value in self.lineage().items() if key not in ("recipe", "recipe_digest")}
-        return digest_of([lineage, shapes, training, self.settings.model_dump(mode="json")])
+        return digest_of([lineage, shapes, training, self.settings.model_dump(mode="json", exclude={"checkpoint_every"})])
 
 
 def write_spec(
@@ -90,6 +91,11 @@ def read_spec(path: Path) -> Spec:
             remedy="materialize pretrained_encoder first",
         )  # fmt: skip
     return spec
+
+
+def _elsewhere(shards: str) -> dict[str, str]:
+    """Where shards are that the graph has not made, told so that it can be found from any folder, and the digest of their index."""
+    return {"shards": shards if "://" in shards else os.path.abspath(shards), "digest": index_digest(shards)}
 
 
 def _digest_in(folder: Path) -> str:

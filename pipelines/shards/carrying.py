@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import shutil
@@ -12,26 +11,35 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
+from pipelines import schemas
 from pipelines.errors import StoreError
 from pipelines.parts import Parts
 from pipelines.shards.form import ShardConfig
 from pipelines.shards.tars import member_places, shard_number
 from pipelines.shards.verify import Expected, expected_tars, index_is_sealed, tar_problems
-from pipelines.tombstones import Tombstones
+from pipelines.tombstones import NO_LINKS, Tombstones
 
 logger = logging.getLogger("tubelet.shards")
 
-NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP)  # other file system, or one without hard links
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Move:
-    """A clip that is copied out of an earlier tar; `sidecar` and `video` are (offset, length) of its members' data."""
+    """A clip that is copied out of an earlier tar; `sidecar` and `video` are (offset, length) of its members' data, and `place` that of
+    its row in the tar's part of the index."""
 
     tar: Path
     sidecar: tuple[int, int]
     video: tuple[int, int]
-    row: dict[str, Any]
+    index: pa.Table
+    place: int
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """Its index row."""
+        (row,) = self.index.slice(self.place, 1).to_pylist()
+        return dict(row)
 
     def read(self) -> tuple[bytes, bytes]:
         """The sidecar's and the mp4's bytes."""
@@ -39,13 +47,13 @@ class Move:
             return tuple(os.pread(handle.fileno(), length, offset) for offset, length in (self.sidecar, self.video))  # type: ignore[return-value]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Carried:
     """`tars` are taken over whole, with their index `rows`; `moves` are the clips in use of the `compacted` tars, which are
     given up. `first_number` is the next free one."""
 
     tars: tuple[Path, ...] = ()
-    rows: tuple[dict[str, Any], ...] = ()
+    rows: pa.Table = field(default_factory=schemas.SHARD_INDEX.empty_table)
     moves: dict[str, Move] = field(default_factory=dict)
     compacted: int = 0
     first_number: int = 0
@@ -81,13 +89,12 @@ def carry(
     compacted = [name for name in tars if name not in {*decision["kept"], *decision["damaged"]}]
     moves: dict[str, Move] = {}
     for name in compacted:
-        wanted = [row for row in tars[name].rows.values() if row["clip_id"] in live - tars[name].redacted]
+        index, redacted = tars[name].table, tars[name].redacted
+        wanted = [(place, clip) for place, clip in enumerate(index.column("clip_id").to_pylist()) if clip in live and clip not in redacted]
         places = member_places(base / name) if wanted else {}
-        moves |= {row["clip_id"]: Move(base / name, places[f"{row['clip_id']}.json"], places[f"{row['clip_id']}.mp4"], row) for row in wanted}
-    return Carried(
-        tuple(base / name for name in decision["kept"]), tuple(row for name in decision["kept"] for row in tars[name].rows.values()), moves,
-        len(compacted), 1 + max((shard_number(name) for name in tars), default=-1),
-    )  # fmt: skip
+        moves |= {clip: Move(base / name, places[f"{clip}.json"], places[f"{clip}.mp4"], index, place) for place, clip in wanted}
+    rows = pa.concat_tables([schemas.SHARD_INDEX.empty_table(), *(tars[name].table for name in decision["kept"])])
+    return Carried(tuple(base / name for name in decision["kept"]), rows, moves, len(compacted), 1 + max((shard_number(name) for name in tars), default=-1))
 
 
 def _damaged(base: Path, tars: dict[str, Expected], workers: int, report: Callable[..., None]) -> dict[str, list[str]]:
@@ -103,10 +110,11 @@ def _damaged(base: Path, tars: dict[str, Expected], workers: int, report: Callab
 
 def _worth_keeping(tar: Expected, live: set[str], tombstones: Tombstones, config: ShardConfig) -> bool:
     """Whether a tar goes over whole: nothing taken down is in it, or was, and enough of its bytes are in use."""
-    if tar.redacted or any(tombstones.covers(row["clip_id"], row["video_id"]) for row in tar.rows.values()):
+    clips, videos, lengths = (tar.table.column(name).to_pylist() for name in ("clip_id", "video_id", "length"))
+    if tar.redacted or any(map(tombstones.covers, clips, videos)):
         return False
-    used = sum(row["length"] for row in tar.rows.values() if row["clip_id"] in live)
-    return used > 0 and used >= config.compact_below * sum(row["length"] for row in tar.rows.values())
+    used = sum(length for clip, length in zip(clips, lengths, strict=True) if clip in live)
+    return used > 0 and used >= config.compact_below * sum(lengths)
 
 
 def place(source: Path, target: Path) -> None:

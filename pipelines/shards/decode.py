@@ -79,12 +79,19 @@ class DecodedClip:
 
 @dataclass(frozen=True, eq=False)
 class Packets:
-    """The packets of a stream in decoding order: `pts` (N,) int64 in units of `time_base` s, and which of them are `keys`."""
+    """The packets of a stream in decoding order: `pts` (N,) int64 in units of `time_base` s, which of them are `keys`, and which are
+    `shown`: a cut by `-c copy` leaves packets before its first frame that are only there to be decoded from."""
 
     packets: list[av.Packet]
     pts: NDArray[np.int64]
     keys: NDArray[np.bool_]
+    shown: NDArray[np.bool_]
     time_base: Fraction
+
+    @property
+    def frames(self) -> NDArray[np.int64]:
+        """The pts of the frames that decoding gives, ascending."""
+        return np.sort(self.pts[self.shown])
 
     @property
     def reordered(self) -> bool:
@@ -100,11 +107,11 @@ def decode_clip(data: bytes, wanted_s: NDArray[np.float64] | None = None, kind: 
     if kind in IMAGES:
         return _picture(data)
     try:
-        with av.open(io.BytesIO(data), mode="r", format="mp4" if kind == "mp4" else None) as container:
+        with av.open(io.BytesIO(data), mode="r", format="mp4" if kind == "mp4" else None, metadata_errors="replace") as container:
             stream = container.streams.video[0]
             stream.thread_type = "NONE"
-            listed = _listed(container, stream)
-            times = np.sort(listed.pts)
+            listed = list_packets(container, stream)
+            times = listed.frames
             wanted = times if wanted_s is None else times[np.unique(nearest_frames(np.multiply(times, float(listed.time_base), dtype=np.float64), wanted_s))]
             found = _kept(_frames(listed, wanted), wanted, listed.time_base)
             # A few frames stay where FFmpeg put them; all frames of a clip are for keeping, and those carry padding.
@@ -121,20 +128,28 @@ def nearest_frames(times_s: NDArray[np.float64], wanted_s: NDArray[np.float64]) 
     return np.where(wanted_s - times_s[after - 1] <= times_s[after] - wanted_s, after - 1, after)
 
 
-def packet_times(data: bytes) -> tuple[list[float], list[bool], bool]:
-    """Without decoding: presentation times in s (ascending), keyframe flags in packet order, and whether B-frames reorder the packets."""
-    with av.open(io.BytesIO(data), mode="r", format="mp4") as container:
-        listed = _listed(container, container.streams.video[0])
-        times = np.sort(listed.pts).tolist()
-        return [float(pts * listed.time_base) for pts in times], listed.keys.tolist(), listed.reordered
+def frame_pts(data: bytes, kind: str = "mp4") -> NDArray[np.int64]:
+    """The pts of all frames of a clip, ascending, without decoding; raises as `decode_clip` does."""
+    if kind in IMAGES:
+        return np.zeros(1, np.int64)
+    try:
+        with av.open(io.BytesIO(data), mode="r", format="mp4" if kind == "mp4" else None, metadata_errors="replace") as container:
+            return list_packets(container, container.streams.video[0]).frames
+    except (av.FFmpegError, IndexError, ValueError) as error:
+        raise DecodeFailure("the packets of a training clip cannot be read", found=f"{type(error).__name__}: {error}") from error
 
 
-def _listed(container: av.container.InputContainer, stream: av.VideoStream) -> Packets:
-    packets = [packet for packet in container.demux(stream) if packet.pts is not None and packet.size]
-    if not packets or stream.time_base is None:
+def list_packets(container: av.container.InputContainer, stream: av.VideoStream) -> Packets:
+    """All packets of a stream; raises `DecodeFailure` where they do not tell when each frame is shown."""
+    packets = [packet for packet in container.demux(stream) if packet.size]
+    shown = np.array([not packet.is_discard for packet in packets], bool)
+    if not shown.any() or stream.time_base is None:
         raise DecodeFailure("a training clip holds no frame", expected="at least one, with a time", found=f"{len(packets)} packets")
+    untimed = sum(packet.pts is None for packet in packets)
+    if untimed:
+        raise DecodeFailure("a training clip does not say when its frames are shown", expected="a time for each", found=f"none for {untimed} of {len(packets)}")
     pts = np.array([packet.pts for packet in packets], np.int64)
-    return Packets(packets, pts, np.array([packet.is_keyframe for packet in packets]), stream.time_base)
+    return Packets(packets, pts, np.array([packet.is_keyframe for packet in packets]), shown, stream.time_base)
 
 
 def _frames(listed: Packets, wanted: NDArray[np.int64]) -> Iterator[av.VideoFrame]:
@@ -184,7 +199,10 @@ def picture_of(frame: av.VideoFrame) -> Picture:
 
 
 def _picture(data: bytes) -> DecodedClip:
-    found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    try:
+        found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:  # an empty file, or a picture larger than OpenCV allows
+        found = None
     if found is None:
         raise DecodeFailure("a training picture does not decode", expected=", ".join(sorted(IMAGES)), found=f"{len(data)} other bytes")
     rgb = np.ascontiguousarray(found[:, :, ::-1]).astype(np.uint8, copy=False)

@@ -1,12 +1,13 @@
 """What batches really showed, sample by sample, as it happens: on the disk before the batch is handed out.
 
 The lines of a rank are appended to a file of its own; a kill can break off the last line only, of a step that is done
-again. At the end they become one table, in which what was written last counts for a sample.
+again: `mend` it before more is appended. At the end they become one table, in which what was written last counts for a sample.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,6 +19,7 @@ from pipelines import schemas
 from pipelines.shards.loader import Batch
 
 LOG_FILE = "exposure_log.parquet"
+BLOCK = 2**16  # bytes read at a time in search of the last whole line
 
 
 def rows_of(batch: Batch) -> list[dict[str, Any]]:
@@ -38,6 +40,20 @@ def append(folder: Path, rank: int, batch: Batch) -> None:
         handle.write(json.dumps([time.time_ns(), rows_of(batch)]) + "\n")
 
 
+def mend(folder: Path, rank: int) -> None:
+    """Take away the last line of a rank's file where a kill broke it off."""
+    path = folder / f"exposures-{rank}.jsonl"
+    if path.is_file():
+        with open(path, "r+b") as handle:
+            end, newline = handle.seek(0, os.SEEK_END), -1
+            while end and newline < 0:
+                begin = max(0, end - BLOCK)
+                handle.seek(begin)
+                newline = handle.read(end - begin).rfind(b"\n")
+                end = begin + newline + 1
+            handle.truncate(end)
+
+
 def collect(folder: Path, samples: int) -> pa.Table:
     """The lines of all ranks as one table over the first `samples` global samples, in their order."""
     found: dict[int, dict[str, Any]] = {}
@@ -49,7 +65,10 @@ def collect(folder: Path, samples: int) -> pa.Table:
 def _lines(paths: Iterable[Path]) -> list[tuple[int, list[dict[str, Any]]]]:
     lines = []
     for path in paths:
-        text = path.read_text()
-        whole = text.splitlines() if text.endswith("\n") else text.splitlines()[:-1]
-        lines += [(moment, rows) for moment, rows in map(json.loads, whole)]
+        lines += [(moment, rows) for moment, rows in map(json.loads, whole_lines(path))]
     return lines
+
+
+def whole_lines(path: Path) -> list[str]:
+    """The lines of a text file, without a last one that was broken off."""
+    return path.read_text().split("\n")[:-1]

@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+
+import pyarrow as pa
 
 from pipelines import schemas
 from pipelines.parts import Part, Parts
@@ -32,6 +34,25 @@ SIDECAR = (
 )  # fmt: skip
 
 
+Job: TypeAlias = dict[str, Any] | Move
+"""A row of `clips` to cut, or a clip to copy from an earlier tar."""
+
+
+@dataclass(frozen=True, eq=False)
+class Jobs(Sequence[Job]):
+    """What is to be stored, in order: rows of `clips`, each made when it is asked for, or the `moves` of the same clips."""
+
+    clips: pa.Table
+    moves: dict[str, Move]
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, place: Any) -> Any:
+        (clip,) = self.clips.slice(place, 1).to_pylist()
+        return self.moves.get(clip["clip_id"]) or clip
+
+
 @dataclass(frozen=True)
 class Stored:
     """A clip as it goes into a tar. `row` is its index row but for shard and offset."""
@@ -39,10 +60,6 @@ class Stored:
     row: dict[str, Any]
     sidecar: bytes
     video: bytes
-
-
-Job = dict[str, Any] | Move
-"""A row of `clips` to cut, or a clip to copy from an earlier tar."""
 
 
 def _store(job: Job, scratch: Path, config: ShardConfig) -> Stored | dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import numpy as np
 from pipelines import schemas
 from pipelines.errors import InputError, Reject
 from pipelines.reporting import Progress
-from pipelines.shards.decode import IMAGES, DecodeFailure, decode_clip
+from pipelines.shards.decode import IMAGES, DecodeFailure, decode_clip, list_packets
 from pipelines.shards.index import INDEX_FILE, ShardError
 from pipelines.video.packets import PayloadHash
 
@@ -39,7 +40,7 @@ class Member:
 
     @property
     def key(self) -> str:
-        """As webdataset groups members: the file's name up to its first dot."""
+        """The file's name up to its first dot: webdataset's key of its sample without the folder."""
         return self.name.rpartition("/")[2].partition(".")[0]
 
     @property
@@ -80,8 +81,10 @@ def index_tars(folder: Path, source: str = "", licence: str = "", uploader: str 
         report(done, len(tars), f"{len(rows)} clips")
     _insist_on_keys(rows, folder, rejects)
     rows.sort(key=lambda row: row["clip_id"])
-    schemas.write_table(schemas.table_of(schemas.SHARD_INDEX, rows), folder / INDEX_FILE, schemas.SHARD_INDEX)
     schemas.write_table(schemas.table_of(schemas.QUARANTINE, rejects), folder / REJECTS, schemas.QUARANTINE)
+    half = folder / f".{INDEX_FILE}"
+    schemas.write_table(schemas.table_of(schemas.SHARD_INDEX, rows), half, schemas.SHARD_INDEX)
+    os.replace(half, folder / INDEX_FILE)  # a training reads the old index or the new one, also when this is killed
     return {"clips": len(rows), "pictures": sum(row["frames"] == 1 for row in rows), "rejected": len(rejects), "tars": len(tars)}
 
 
@@ -105,26 +108,36 @@ def _media(tar: Path) -> Iterator[Member]:
 
 def _video(member: Member) -> dict[str, Any]:
     """What the packets say, and that the first frame decodes."""
-    with av.open(io.BytesIO(member.data), mode="r") as container:
+    with av.open(io.BytesIO(member.data), mode="r", metadata_errors="replace") as container:
         stream = container.streams.video[0]
         if stream.codec_context is None or stream.time_base is None:
             raise DecodeFailure("no decoder", expected="a codec that FFmpeg decodes", found=member.kind)
         payload = PayloadHash(stream.codec_context.name, stream.codec_context.extradata)
-        pts = []
-        for packet in container.demux(stream):
-            if packet.size and packet.pts is not None:
-                pts.append(packet.pts)
-                payload.update(bytes(packet))
-        base = float(stream.time_base)
-    if not pts:
-        raise DecodeFailure("no frame", expected="at least one, with a time", found="none")
-    times = np.sort(np.array(pts)) * base
+        listed = list_packets(container, stream)
+        for packet in listed.packets:
+            payload.update(bytes(packet))
+        times = np.multiply(listed.frames, float(stream.time_base), dtype=np.float64)
+        guessed = container.format.name == "avi" and bool(stream.codec_context.has_b_frames)
+    if guessed:
+        _insist_on_order(member)
     clip = decode_clip(member.data, times[:1], member.kind)
     rate = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else PICTURE_RATE
     return {
         "video_id": payload.hexdigest(), "frames": len(times), "first_pts_s": float(times[0]), "last_pts_s": float(times[-1]), "frame_rate": float(rate),
         "width": clip.width, "height": clip.height,
     }  # fmt: skip
+
+
+def _insist_on_order(member: Member) -> None:
+    """Raise where frames come out of the decoder in another order than their times: AVI keeps none, and with B-frames FFmpeg's
+    guesses can be scrambled."""
+    with av.open(io.BytesIO(member.data), mode="r", metadata_errors="replace") as container:
+        pts = [-1 if frame.pts is None else frame.pts for frame in container.decode(video=0)]
+    if min(pts, default=-1) < 0 or (np.diff(pts) <= 0).any():
+        raise DecodeFailure(
+            "the container does not say when each frame is shown", expected="times that ascend as frames are decoded", found=f"scrambled ones in {member.kind}",
+            remedy="write it anew as mp4 or mkv",
+        )  # fmt: skip
 
 
 def _picture(member: Member) -> dict[str, Any]:

@@ -27,19 +27,20 @@ CROP_WORDS = 22  # uniforms of models.preprocessing.training_box
 class ClipGeometry:
     """Form of one training sample (paper section 2.3, appendix A; upstream's pretraining transform).
 
-    `frames` at `fps` per s; output `height` x `width` px; `crop_scale` is a share of the clip's area, `crop_aspect` is
+    `frames` at `fps` per s, or every `stride`-th stored frame; output `height` x `width` px; `crop_scale` is a share of the clip's area, `crop_aspect` is
     width over height, log-uniform; `flip` and `static_share` are probabilities. A static sample is one frame repeated:
     how the paper's mixture feeds images to a video network.
     """
 
     frames: int
-    fps: float
+    fps: float | None
     height: int
     width: int
     crop_scale: tuple[float, float] = (0.3, 1.0)
     crop_aspect: tuple[float, float] = (0.75, 1.35)
     flip: float = 0.5
     static_share: float = 0.0
+    stride: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("crop_scale", "crop_aspect"):
@@ -47,9 +48,11 @@ class ClipGeometry:
             object.__setattr__(self, name, (float(low), float(high)))
             if not 0 < low <= high:
                 raise InputError(f"{name} is not a range", expected="0 < low <= high", found=f"{low}, {high}", remedy="mend the recipe")
-        if min(self.frames, self.height, self.width) < 1 or self.fps <= 0 or not (0 <= self.flip <= 1 and 0 <= self.static_share <= 1):
+        rates = [rate for rate in (self.fps, self.stride) if rate is not None]
+        sound = len(rates) == 1 and min(self.frames, self.height, self.width, *rates) > 0
+        if not sound or not (0 <= self.flip <= 1 and 0 <= self.static_share <= 1):
             raise InputError(
-                "the clip geometry makes no sense", expected="positive sizes and fps, probabilities in [0, 1]", found=str(self),
+                "the clip geometry makes no sense", expected="positive sizes, fps or stride, probabilities in [0, 1]", found=str(self),
                 remedy="mend the recipe's phase",
             )  # fmt: skip
 
@@ -58,7 +61,7 @@ class ClipGeometry:
         """The geometry a recipe's phase asks for."""
         return cls(
             frames=phase.frames, fps=phase.fps, height=phase.height, width=phase.width, crop_scale=phase.crop_scale,
-            crop_aspect=phase.crop_aspect, flip=phase.flip, static_share=phase.static_share,
+            crop_aspect=phase.crop_aspect, flip=phase.flip, static_share=phase.static_share, stride=phase.stride,
         )  # fmt: skip
 
     @classmethod
@@ -138,8 +141,8 @@ class Sampler:
     def draws(self, first: int, count: int, salt: int = 0) -> Draws:
         """Samples `first` to `first + count`; `salt` above 0 gives the stand-ins of samples that failed.
 
-        The start is uniform over all starts that fit. A clip shorter than (frames - 1) / fps is covered whole with its stride
-        compressed; a still sample's instant is uniform over the clip.
+        The start is uniform over all starts that fit. A clip shorter than a sample is covered whole, its frames closer together;
+        a still sample's instant is uniform over the clip.
         """
         stream = np.random.Philox(key=np.array([stable_seed("draw", self.seed, self.phase), salt], np.uint64))
         stream.advance(first * (WORDS // 4))  # one Philox4x64 counter step yields four words
@@ -149,7 +152,8 @@ class Sampler:
         row = self._rows(first, count, words[:, 0] if salt else None)
         still = mixture.still[row] | (uniforms[:, 2] < geometry.static_share)
         extent = mixture.last_s[row] - mixture.first_s[row]
-        span = np.where(still, 0.0, np.minimum((geometry.frames - 1) / geometry.fps, extent))
+        interval = 1 / geometry.fps if geometry.fps else (geometry.stride or 1) / mixture.frame_rate[row]
+        span = np.where(still, 0.0, np.minimum((geometry.frames - 1) * interval, extent))
         start = mixture.first_s[row] + uniforms[:, 1] * (extent - span)
         step = span / max(geometry.frames - 1, 1)
         return Draws(row, start, step, still, uniforms[:, 3] < geometry.flip, uniforms[:, 4 : 4 + CROP_WORDS])

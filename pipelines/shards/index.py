@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import binascii
 import hashlib
+import io
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from pipelines import schemas
 from pipelines.shards.storage import Patience, ShardError, open_storage
 
 INDEX_FILE = "shard_index.parquet"
+LONG_NAME = 8 * tarfile.BLOCKSIZE  # bytes before a member's data in which an extra header with its name is looked for
+TYPE = 156  # where a tar header tells its member's type
 READS = 2  # of bytes that are not the indexed ones: the first time the fault may be the transport's
 REMEDY = "run `tubelet shards verify`; then materialize training_shards again with rewrite, or restore the file"
 
@@ -143,6 +146,8 @@ class ShardIndex:
         """
         for _ in range(READS):
             found = self._read(entry)
+            if found.sha256 == entry.sha256 and found.clip_id != entry.clip_id:
+                found = Stored(self._long_name(entry) or found.name, found.data, found.sha256)
             if found.sha256 == entry.sha256 and found.clip_id == entry.clip_id:
                 return found
         raise ShardError(
@@ -156,17 +161,35 @@ class ShardIndex:
         return self.stored(entry).data
 
     def _read(self, entry: ClipEntry) -> Stored:
+        whole = self._bytes(entry, tarfile.BLOCKSIZE, tarfile.BLOCKSIZE + entry.length)
+        data = whole[tarfile.BLOCKSIZE :]
+        return Stored(member_name(whole[: tarfile.BLOCKSIZE]), data, hashlib.sha256(data).hexdigest())
+
+    def _long_name(self, entry: ClipEntry) -> str:
+        """Name of the clip's member where it stands in an extra header before the member's own, as names that are long or not
+        ASCII do in tars that others made; "" when there is none."""
+        before = min(entry.offset, LONG_NAME)
+        return long_name(self._bytes(entry, before, before))
+
+    def _bytes(self, entry: ClipEntry, before: int, length: int) -> bytes:
+        """`length` bytes of the clip's shard, from `before` bytes before its data on."""
         try:
-            whole = self.storage.read(entry.shard, entry.offset - tarfile.BLOCKSIZE, tarfile.BLOCKSIZE + entry.length)
+            return self.storage.read(entry.shard, entry.offset - before, length)
         except FileNotFoundError as error:
             raise ShardError(
                 f"shard {entry.shard} is missing from {self.folder}", expected="every shard the index names", found="no such file", remedy=REMEDY
             ) from error
-        data = whole[tarfile.BLOCKSIZE :]
-        return Stored(member_name(whole[: tarfile.BLOCKSIZE]), data, hashlib.sha256(data).hexdigest())
+        except OSError as error:
+            raise ShardError(
+                f"shard {entry.shard} in {self.folder} cannot be read", expected=f"{length} bytes of clip {entry.clip_id}", found=str(error),
+                remedy="see to the disk, then run again: what was finished is kept",
+            ) from error  # fmt: skip
 
     def _columns(self, *names: str) -> pa.Table:
-        return self.storage.whole(INDEX_FILE, lambda handle: schemas.read_table(handle, schemas.SHARD_INDEX, columns=list(names)))
+        try:
+            return self.storage.whole(INDEX_FILE, lambda handle: schemas.read_table(handle, schemas.SHARD_INDEX, columns=list(names)))
+        except (pa.ArrowException, OSError, KeyError) as error:
+            raise ShardError(f"the index of {self.folder} cannot be read", expected="a Parquet table with the index's columns", found=str(error), remedy=REMEDY) from error
 
     def close(self) -> None:
         """Let go of open files; a later read opens them again."""
@@ -179,6 +202,20 @@ def member_name(header: bytes) -> str:
         return tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").name
     except tarfile.HeaderError:
         return ""
+
+
+def long_name(headers: bytes) -> str:
+    """Name in the extra header (pax's or GNU's) of the tar member whose data follow `headers`; "" when there is none."""
+    for start in range(len(headers) - 3 * tarfile.BLOCKSIZE, -1, -tarfile.BLOCKSIZE):
+        if headers[start + TYPE : start + TYPE + 1] in (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME):
+            try:
+                with tarfile.open(fileobj=io.BytesIO(headers[start:]), mode="r:") as archive:
+                    member = archive.next()
+            except tarfile.TarError:
+                continue  # some member's data that look like a header
+            if member is not None and start + member.offset_data == len(headers):
+                return member.name
+    return ""
 
 
 def _digests(column: pa.ChunkedArray, folder: str | Path) -> NDArray[np.uint8]:

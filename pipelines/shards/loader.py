@@ -27,6 +27,7 @@ from pipelines.tombstones import Tombstones
 logger = logging.getLogger("tubelet.shards")
 
 STAND_INS = 16  # tries at replacing one failed sample before the data are called bad
+TAKEN_DOWN = 1000  # tries that meet a clip which was taken down: before the takedown these may have been nearly all
 GRACE = 16  # failures allowed before their share is looked at
 READERS = 16  # reads that a remote store is asked for at once
 
@@ -43,6 +44,13 @@ class Reading:
     prefetch: int = 2
     cache_bytes: int = 512 * 2**20
     max_failure_share: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.workers < 1 or self.prefetch < 0 or self.cache_bytes < 0:
+            raise InputError(
+                "batches cannot be made like this", expected="1 or more workers, 0 or more steps ahead and bytes to keep", found=str(self),
+                remedy="mend workers, prefetch and cache_megabytes of the encoder's asset",
+            )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +69,8 @@ class Shown:
 @dataclass(frozen=True)
 class Batch:
     """`video` (b, C, T, H, W) uint8 RGB; `global_indices` (b,) int64; `times_s` (b, T) of the frames taken, on each clip's own clock;
-    `boxes` (b, 4) as (top, left, height, width) px of the stored clip; `flips` (b,) bool; `shown` one a sample."""
+    `boxes` (b, 4) as (top, left, height, width) px of the stored clip; `flips` (b,) bool; `shown` one a sample; `replaced` tells why
+    stand-ins were needed, one for each."""
 
     step: int
     video: torch.Tensor
@@ -71,16 +80,23 @@ class Batch:
     boxes: np.ndarray
     flips: np.ndarray
     shown: list[Shown]
+    replaced: list[Replacement]
 
 
 @dataclass(frozen=True)
 class Replacement:
-    """Sample `global_sample` failed on its draw with salt `salt - 1` (or below) and was served from the draw with `salt`."""
+    """Sample `global_sample` failed on its draw with salt `salt - 1` (or below) and was served from the draw with `salt`. `damage`: a
+    clip did not decode; else all that was met before had been taken down."""
 
     global_sample: int
     salt: int
     clip_id: str
     reason: str
+    damage: bool
+
+
+class _TakenDown(DecodeFailure):
+    """A clip that may not be shown any more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,16 +118,16 @@ class _Step:
     times: NDArray[np.float64]
     boxes: NDArray[np.int64]
     flips: NDArray[np.bool_]
-    promises: list[Future[Shown]]
+    promises: list[Future[tuple[Shown, Replacement | None]]]
 
 
 class ClipLoader:
     """This rank's share of every global batch: samples `step * global_batch + rank * b` .. + b, with b = global_batch / world.
 
     A clip that does not decode is replaced by the draw of the same sample with the next salt: the same stand-in for
-    whoever asks, kept in `replacements` and logged. A share of failures above `max_failure_share`, or bytes that are
+    whoever asks, told with its batch and logged. A share of failures above `max_failure_share`, or bytes that are
     not the indexed ones, raise `ShardError`: those are defects of the shards, not of one clip. `taken_down` is asked, when
-    bytes are not the indexed ones, whether the clip was taken down meanwhile: then it has a stand-in too.
+    bytes are not the indexed ones, whether the clip was taken down meanwhile: then it has a stand-in too, and that is no failure.
     """
 
     def __init__(
@@ -141,8 +157,7 @@ class ClipLoader:
         self.keeps_decoded = decoded is not None and decoded <= self.reading.cache_bytes
         self.cache: BoundedCache[int, _Readable] = BoundedCache(self.reading.cache_bytes if self.keeps_decoded else 0)
         self.stored: BoundedCache[int, Stored] = BoundedCache(0 if self.keeps_decoded else self.reading.cache_bytes)
-        self.replacements: dict[int, Replacement] = {}
-        self.served = 0
+        self.served = self.failures = 0
         self._broken: set[int] = set()
         self._excluded = np.zeros(len(mixture), bool)
         self._turn = 0
@@ -162,7 +177,7 @@ class ClipLoader:
         ahead: deque[_Step] = deque()
         turn = self._turn
         with (
-            ThreadPoolExecutor(max(1, self.reading.workers), thread_name_prefix="clip-loader") as workers,
+            ThreadPoolExecutor(self.reading.workers, thread_name_prefix="clip-loader") as workers,
             ThreadPoolExecutor(READERS, thread_name_prefix="clip-reader") as readers,
         ):
             try:
@@ -179,6 +194,7 @@ class ClipLoader:
                     yield batch
             finally:
                 _give_up(ahead)
+                readers.shutdown(wait=False, cancel_futures=True)  # of a store that stalls, each read can take minutes to fail
 
     def _begin(self, step: int, workers: ThreadPoolExecutor, readers: ThreadPoolExecutor) -> _Step:
         first, shape = step * self.global_batch + self.rank * self.share, self.geometry
@@ -193,10 +209,16 @@ class ClipLoader:
         return made
 
     def _finish(self, made: _Step) -> Batch:
-        shown = [promise.result() for promise in made.promises]
+        served = [promise.result() for promise in made.promises]
+        shown, replaced = [item for item, _ in served], [replacement for _, replacement in served if replacement is not None]
         self.served += self.share
+        # Counted here and not by the workers: what these made ahead is given up when something is taken down.
+        for replacement in replaced:
+            self._count(replacement)
         samples = np.arange(made.first, made.first + self.share)
-        return Batch(made.number, torch.from_numpy(made.video), [item.clip_id for item in shown], samples, made.times, made.boxes, made.flips, shown)
+        return Batch(
+            made.number, torch.from_numpy(made.video), [item.clip_id for item in shown], samples, made.times, made.boxes, made.flips, shown, replaced
+        )  # fmt: skip
 
     def _ask(self, draw: Draw, readers: ThreadPoolExecutor) -> Future[Stored] | None:
         """The promise of a remote clip's bytes, asked for before a worker needs them; None where it costs nothing to wait."""
@@ -205,16 +227,19 @@ class ClipLoader:
             return None
         return readers.submit(found.index.stored, found.index.entry(own))
 
-    def _serve(self, made: _Step, item: int, draw: Draw, coming: Future[Stored] | None) -> Shown:
+    def _serve(self, made: _Step, item: int, draw: Draw, coming: Future[Stored] | None) -> tuple[Shown, Replacement | None]:
         """Fill place `item` of a batch with the sample, or with its first stand-in that decodes."""
         sample, shape, reason = made.first + item, self.geometry, ""
-        for salt in range(STAND_INS + 1):
+        failed = gone = 0
+        while failed <= STAND_INS and gone <= TAKEN_DOWN:
+            salt = failed + gone
             draw = self.sampler.draw(sample, salt) if salt else draw
             wanted = draw.times_s(shape.frames)
             try:
                 found = self._readable(draw.row, wanted, None if salt else coming)
             except DecodeFailure as error:
                 reason = f"clip {self.mixture.clip_id(draw.row)}: {error}"
+                failed, gone = (failed, gone + 1) if isinstance(error, _TakenDown) else (failed + 1, gone)
                 continue
             clip = found.clip
             made.flips[item] = draw.flip
@@ -222,18 +247,17 @@ class ClipLoader:
             chosen = nearest_frames(clip.times_s, wanted)
             made.times[item] = clip.times_s[chosen]
             render(clip, chosen, made.boxes[item], draw.flip, made.video[item])
-            if salt:
-                self._record(Replacement(sample, salt, found.clip_id, reason))
             shards = self.mixture.place(draw.row)[0].source.name
-            return Shown(shards, found.clip_id, found.sha256, clip.pts[chosen], clip.time_base, salt)
+            shown = Shown(shards, found.clip_id, found.sha256, clip.pts[chosen], clip.time_base, salt)
+            return shown, Replacement(sample, salt, found.clip_id, reason, failed > 0) if salt else None
         raise ShardError(
-            f"sample {sample} and {STAND_INS} stand-ins do not decode", expected="decodable clips", found=reason, remedy=REMEDY
+            f"sample {sample} and {failed + gone - 1} stand-ins cannot be shown", expected="decodable clips", found=reason, remedy=REMEDY
         )  # fmt: skip
 
     def _readable(self, row: int, wanted_s: NDArray[np.float64], coming: Future[Stored] | None) -> _Readable:
         """The frames nearest to `wanted_s` of clip `row`, or all where decoded clips are kept; raises `DecodeFailure`."""
         if self._excluded[row]:
-            raise DecodeFailure("it was taken down")
+            raise _TakenDown("it was taken down")
         known = self.cache.get(row)
         if known is not None:
             return known
@@ -260,26 +284,24 @@ class ClipLoader:
         except ShardError as error:
             video_id = found.index.texts("video_id")[own].as_py()
             if self.taken_down().covers(entry.clip_id, video_id):
-                raise DecodeFailure("it was taken down") from error
+                raise _TakenDown("it was taken down") from error
             raise
         if found.index.storage.remote:
             self.stored.put(row, stored, len(stored.data))
         return stored
 
-    def _record(self, replacement: Replacement) -> None:
-        if replacement.global_sample not in self.replacements:
-            logger.warning("sample %d: %s; taken instead: %s", replacement.global_sample, replacement.reason, replacement.clip_id)
-        self.replacements[replacement.global_sample] = replacement
-        failures = len(self.replacements)
-        if failures > max(GRACE, self.reading.max_failure_share * (self.served + self.share)):
+    def _count(self, replacement: Replacement) -> None:
+        logger.warning("sample %d: %s; taken instead: %s", replacement.global_sample, replacement.reason, replacement.clip_id)
+        self.failures += replacement.damage
+        if self.failures > max(GRACE, self.reading.max_failure_share * self.served):
             raise ShardError(
                 "too many training samples do not decode", expected=f"at most {self.reading.max_failure_share:.1%}",
-                found=f"{failures} of {self.served + self.share}; last: {replacement.reason}", remedy=REMEDY,
+                found=f"{self.failures} of {self.served}; last: {replacement.reason}", remedy=REMEDY,
             )  # fmt: skip
 
 
 def _give_up(ahead: deque[_Step]) -> None:
-    """Cancel what was promised and wait for what is under way: nothing may write into arrays that nobody holds."""
+    """Cancel what was promised; what is under way ends in arrays that nobody looks at."""
     for made in ahead:
         for promise in made.promises:
             promise.cancel()

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,8 @@ from pipelines.recipes import OWN_SHARDS, MixtureSource
 from pipelines.shards.index import INDEX_FILE, ShardIndex
 from pipelines.shards.storage import Patience, open_storage
 from pipelines.tombstones import Tombstones
+
+BLOCK = 2**24  # bytes read at a time
 
 WHOLE = (MixtureSource(name=OWN_SHARDS, weight=1.0),)
 """The graph's own shards alone."""
@@ -39,7 +41,7 @@ class Mixture:
     def __init__(self, sets: Sequence[ShardSet]) -> None:
         self.sets = tuple(sets)
         self.starts = np.cumsum([0, *(len(item.rows) for item in self.sets)])
-        self.source = np.repeat(np.arange(len(self.sets), dtype=np.int8), np.diff(self.starts))
+        self.source = np.repeat(np.arange(len(self.sets), dtype=np.int16), np.diff(self.starts))
         total = sum(item.source.weight for item in self.sets)
         self.source_share = np.array([item.source.weight / total for item in self.sets])
         self.still = np.array([item.source.still for item in self.sets])[self.source]
@@ -88,7 +90,8 @@ class Mixture:
         """What all clips take as decoded I420 frames; None where an index does not tell the size of its pictures."""
         total = 0.0
         for item in self.sets:
-            total += float((item.index.frames * item.index.numbers("width") * item.index.numbers("height"))[item.rows].sum() * 1.5)
+            pixels = np.multiply(item.index.numbers("width"), item.index.numbers("height"), dtype=np.float64)  # 32 bits are too few for a clip's
+            total += float((item.index.frames * pixels)[item.rows].sum() * 1.5)
         return int(total) if np.isfinite(total) else None
 
     def _joined(self, name: str) -> NDArray[np.float64]:
@@ -132,4 +135,12 @@ def index_digest(folder: str | Path) -> str:
     storage = open_storage(folder)
     if not storage.exists(INDEX_FILE):
         return ""
-    return storage.whole(INDEX_FILE, lambda handle: hashlib.sha256(handle.read()).hexdigest())[:16]
+    return storage.whole(INDEX_FILE, _sha256)[:16]
+
+
+def _sha256(handle: BinaryIO) -> str:
+    """Of a file that may be larger than memory."""
+    digest = hashlib.sha256()
+    while block := handle.read(BLOCK):
+        digest.update(block)
+    return digest.hexdigest()

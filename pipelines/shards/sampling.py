@@ -21,7 +21,8 @@ from pipelines.identity import stable_seed
 TOOTH_BITS = np.uint64(32)
 TOOTH = 2.0**32  # ticks between two teeth: weights are whole ticks, so counts are exact whatever floats do
 SHIFT = np.uint64(round(TOOTH / 1.618033988749895))  # from one epoch's comb to the next: the golden section fills gaps evenly
-ROUNDS = 12  # with 6, permutations of a handful of places are visibly uneven (chi-square, docs/loader.md)
+MOST = 2.0**31  # draws of a clip in an epoch: more is no cap
+ROUNDS = 12  # with 6, permutations of a handful of places are visibly uneven (by chi-square, as the tests look at it)
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 SHIFTS = tuple(map(np.uint64, (30, 27, 31)))
@@ -48,31 +49,41 @@ class Shares:
 
 
 def share_out(
-    weight: NDArray[np.float64], source: NDArray[np.int8], source_share: NDArray[np.float64], excluded: NDArray[np.bool_] | None = None,
+    weight: NDArray[np.float64], source: NDArray[np.int16], source_share: NDArray[np.float64], excluded: NDArray[np.bool_] | None = None,
     repeat_cap: float | None = None, names: tuple[str, ...] = (),
 ) -> Shares:  # fmt: skip
     """Draws of an epoch: each source s gets `source_share[s]` (sum 1) of them, its clips in proportion to `weight` (n,).
 
     `source` (n,) numbers each clip's source. Clips with weight 0 and `excluded` ones are never drawn; what was theirs goes
-    to the other clips of their source. No clip is expected more often than `repeat_cap` (1 or more) in an epoch: what the
-    cap takes away goes to the source's other clips. Raises `InputError` when a source has too few clips for its share.
+    to the other clips of their source, or of the others when none of it is left. No clip is expected more often than
+    `repeat_cap` (1 or more) in an epoch: what the cap takes away goes to the source's other clips. Raises `InputError` when a
+    source has no clips, or too few for its share under the cap; but where clips are excluded the cap gives way as far as it
+    must: a takedown ends no training.
     """
-    mass = np.zeros(len(source_share))
-    served = np.zeros(len(source_share))
     alive = (weight > 0) if excluded is None else (weight > 0) & ~excluded
-    epoch = int(alive.sum())
-    draws = np.zeros(len(weight))
-    for number, share in enumerate(source_share):
-        own = np.flatnonzero((source == number) & alive)
-        name = names[number] if names else f"source {number}"
-        if len(own) == 0 or not np.isfinite(weight[own]).all():
+    own = [np.flatnonzero((source == number) & alive) for number in range(len(source_share))]
+    gives_way = excluded is not None and bool(excluded.any())
+    for number, rows in enumerate(own):
+        whole = weight[source == number]
+        if not np.isfinite(whole).all() or (whole > 0).sum() == 0 or (len(rows) == 0 and not any(map(len, own))):
             raise InputError(
-                f"nothing can be drawn from {name}", expected="clips with finite weights, some above 0 and not taken down",
-                found=f"{len(own)} of {int((source == number).sum())} clips", remedy="curate it again, or leave it out of the mixture",
+                f"nothing can be drawn from {_name(names, number)}", expected="clips with finite weights, some above 0 and not taken down",
+                found=f"{len(rows)} of {len(whole)} clips", remedy="curate it again, or leave it out of the mixture",
             )  # fmt: skip
-        mass[number], served[number] = weight[source == number].sum(), weight[own].sum()
-        draws[own] = _capped(weight[own] / served[number] * share * epoch, repeat_cap, name)
-    return Shares(draws, np.cumsum(_ticks(draws, epoch, repeat_cap), dtype=np.uint64), epoch, float((source_share * (1 - served / mass)).sum()))
+    there = np.array([len(rows) > 0 for rows in own])
+    epoch, draws, unserved = int(alive.sum()), np.zeros(len(weight)), 0.0
+    for number, rows in enumerate(own):
+        mass = weight[rows].sum()
+        unserved += source_share[number] * (1 - mass / weight[source == number].sum())
+        if len(rows):
+            wanted = weight[rows] / mass * source_share[number] / source_share[there].sum() * epoch
+            least = wanted.sum() / len(rows) if gives_way else 0.0
+            draws[rows] = _capped(wanted, None if repeat_cap is None else max(repeat_cap, least), _name(names, number))
+    return Shares(draws, np.cumsum(_ticks(draws, epoch, repeat_cap), dtype=np.uint64), epoch, float(unserved))
+
+
+def _name(names: tuple[str, ...], number: int) -> str:
+    return names[number] if names else f"source {number}"
 
 
 def _capped(wanted: NDArray[np.float64], cap: float | None, name: str) -> NDArray[np.float64]:
@@ -101,8 +112,9 @@ def _ticks(draws: NDArray[np.float64], epoch: int, cap: float | None) -> Words:
     """Whole ticks of each clip, `epoch` teeth in all; none above its cap."""
     ticks = np.floor(draws * TOOTH).astype(np.uint64)
     missing = (epoch << 32) - int(ticks.sum())
-    limit = np.uint64(cap * TOOTH) if cap is not None else np.uint64(2**63)
+    limit = np.uint64(min(cap, MOST) * TOOTH) if cap is not None else np.uint64(2**63)
     room = np.flatnonzero((draws > 0) & (ticks < limit))
+    room = room if len(room) else np.flatnonzero(draws > 0)  # a cap that gave way
     if missing < 0:  # floats may have rounded the sum up
         largest = int(np.argmax(ticks))
         ticks[largest] -= np.uint64(-missing)

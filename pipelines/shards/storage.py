@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Generic, Protocol, TypeVar, cast
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from pipelines.errors import StoreError
+from pipelines.errors import InputError, StoreError
 
 logger = logging.getLogger("tubelet.shards")
 
@@ -24,6 +24,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 T = TypeVar("T")
 
+OPEN_FILES = 32  # a source: ten sources stay far below what a process may hold
 WHOLE_FILE = 20  # times the patience of a ranged read: an index is larger than a clip
 
 
@@ -58,26 +59,48 @@ class Storage(Protocol):
 
 def open_storage(folder: str | Path, patience: Patience | None = None) -> Storage:
     """Local folders are read with `pread`; any other URL through its fsspec file system."""
-    system, root = fsspec.core.url_to_fs(str(folder))
+    try:
+        system, root = fsspec.core.url_to_fs(str(folder))
+    except (ValueError, ImportError) as error:  # an unknown protocol, or one whose package is not installed
+        raise InputError(
+            f"there is no way to read {folder}", expected="a local folder, or a URL that fsspec knows", found=str(error),
+            remedy="mend the URL, or install the fsspec package of that store (s3fs for s3://, gcsfs for gs://)",
+        ) from error  # fmt: skip
     return LocalStorage(Path(root)) if isinstance(system, LocalFileSystem) else RemoteStorage(system, root, patience or Patience())
 
 
+class _Opened:
+    """A descriptor that is closed with the last reader's hold on it."""
+
+    def __init__(self, path: Path) -> None:
+        self.number = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if hasattr(self, "number"):
+            os.close(self.number)
+
+
 class LocalStorage:
-    """One open descriptor a file; safe to share between threads."""
+    """The files read last stay open, a few of them: a process may hold a thousand, and a set can have more shards. Safe to share
+    between threads."""
 
     remote = False
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._open: dict[str, int] = {}
+        self._open: OrderedDict[str, _Opened] = OrderedDict()
         self._lock = threading.Lock()
 
     def read(self, name: str, offset: int, length: int) -> bytes:
         with self._lock:
-            if name not in self._open:
-                self._open[name] = os.open(self.root / name, os.O_RDONLY)
-            descriptor = self._open[name]
-        return os.pread(descriptor, length, offset)
+            opened = self._open.get(name)
+        opened = opened or _Opened(self.root / name)
+        with self._lock:
+            self._open[name] = opened
+            self._open.move_to_end(name)
+            if len(self._open) > OPEN_FILES:
+                self._open.popitem(last=False)
+        return os.pread(opened.number, length, offset)
 
     def whole(self, name: str, use: Callable[[BinaryIO], T]) -> T:
         with open(self.root / name, "rb") as handle:
@@ -89,8 +112,6 @@ class LocalStorage:
     def close(self) -> None:
         """A later read opens the files again."""
         with self._lock:
-            for descriptor in self._open.values():
-                os.close(descriptor)
             self._open.clear()
 
 

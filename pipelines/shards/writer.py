@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines import schemas
 from pipelines.checks import Check
 from pipelines.parts import Part, open_parts
 from pipelines.reporting import Progress
-from pipelines.shards.carrying import Carried, Move, carry, place
-from pipelines.shards.filling import QUARANTINE_FILE, write_shards
+from pipelines.shards.carrying import Carried, carry, place
+from pipelines.shards.filling import QUARANTINE_FILE, Jobs, write_shards
 from pipelines.shards.form import COPIED, ShardConfig
 from pipelines.shards.index import INDEX_FILE, ShardError
 from pipelines.shards.one_writer import one_writer
@@ -48,31 +50,29 @@ def build_shards(
     config, tombstones = config or ShardConfig(), tombstones or Tombstones()
     chosen, weight_taken_down = _chosen_clips(distinct_folder, selection_folder, tombstones)
     report = progress or Progress("training_shards", len(chosen), "clips")
+    folder.mkdir(parents=True, exist_ok=True)  # now and not later: a folder that is taken away under way must not come back
     with open_parts(work) as parts, one_writer(parts.root):
-        carried = carry(parts, base, set(chosen), tombstones, config, workers, report)
-        there = {row["clip_id"] for row in carried.rows}
-        jobs = [carried.moves.get(name) or clip for name, clip in chosen.items() if name not in there]
+        carried = carry(parts, base, set(chosen.column("clip_id").to_pylist()), tombstones, config, workers, report)
+        there = pc.is_in(chosen.column("clip_id"), value_set=carried.rows.column("clip_id").combine_chunks())
+        jobs = Jobs(chosen.filter(pc.invert(there)), carried.moves)
         shards = write_shards(parts, jobs, carried.first_number, config, workers, report)
-        written = [row for part in shards for row in _rows(part, INDEX_FILE, schemas.SHARD_INDEX)]
-        failures = [row for part in shards for row in _rows(part, QUARANTINE_FILE, schemas.QUARANTINE)]
-        rows = [_current(row, chosen.get(row["clip_id"])) for row in (*carried.rows, *written)]
-        if not any(row["weight"] > 0 for row in rows):
+        written, failures = (_joined(shards, *table) for table in ((INDEX_FILE, schemas.SHARD_INDEX), (QUARANTINE_FILE, schemas.QUARANTINE)))
+        index = _current(pa.concat_tables([carried.rows, written]), chosen)
+        if not pc.any(pc.greater(index.column("weight"), 0)).as_py():
             for part in shards:  # nothing worth keeping: the sources may be back when this is asked again
                 shutil.rmtree(part.folder)
             raise ShardError(
-                "no selected clip could be cut", expected="at least one clip", found=f"{len(failures)} failures; first: {failures[0]['detail']}",
+                "no selected clip could be cut", expected="at least one clip", found=f"{len(failures)} failures; first: {failures['detail'][0]}",
                 remedy="check that the source files are still where they were when they were probed",
             )  # fmt: skip
-        folder.mkdir(parents=True, exist_ok=True)  # a second writer, refused by now, may have cleared the empty draft away
         delta = [tar for part in shards for tar in sorted(part.folder.glob("*.tar"))]
         for tar in (*carried.tars, *delta):
             place(tar, folder / tar.name)
-        rows.sort(key=lambda row: row["clip_id"])
-        schemas.write_table(schemas.table_of(schemas.SHARD_INDEX, rows), folder / INDEX_FILE, schemas.SHARD_INDEX)
-        schemas.write_table(schemas.table_of(schemas.QUARANTINE, failures), folder / QUARANTINE_FILE, schemas.QUARANTINE)
-        moved = sum(isinstance(job, Move) for job in jobs)
+        schemas.write_table(index, folder / INDEX_FILE, schemas.SHARD_INDEX)
+        schemas.write_table(failures, folder / QUARANTINE_FILE, schemas.QUARANTINE)
+        moved = len(carried.moves)
         return {
-            **_counts(rows, chosen, failures), **_origins(carried, len(delta), len(written) - moved, moved),
+            **_counts(index, chosen, len(failures)), **_origins(carried, len(delta), len(written) - moved, moved),
             "weight_taken_down": weight_taken_down, "short_side": config.short_side, "frame_rate": config.frame_rate,
             "cost": parts.cost(len(jobs), "clips"),
         }  # fmt: skip
@@ -81,9 +81,9 @@ def build_shards(
 def check_shards(folder: Path, max_failure_share: float = 0.02, tombstones: Tombstones | None = None) -> dict[str, Check]:
     """Blocking checks of `training_shards`, from its files and what has been taken down by now."""
     forbidden = tombstones or Tombstones()
-    index = schemas.read_table(folder / INDEX_FILE, schemas.SHARD_INDEX, ["clip_id", "video_id", "weight"]).to_pylist()
-    drawn = [row for row in index if row["weight"] > 0]
-    returned = [row["clip_id"] for row in drawn if forbidden.covers(row["clip_id"], row["video_id"])]
+    index = schemas.read_table(folder / INDEX_FILE, schemas.SHARD_INDEX, ["clip_id", "video_id", "weight"])
+    drawn = index.filter(pc.greater(index.column("weight"), 0))
+    returned = drawn.column("clip_id").filter(pa.array(forbidden.among(drawn.column("clip_id"), drawn.column("video_id")))).to_pylist()
     failures = len(schemas.read_table(folder / QUARANTINE_FILE, schemas.QUARANTINE))
     problems = verify_shards(folder)
     return {
@@ -106,42 +106,50 @@ def check_shards(folder: Path, max_failure_share: float = 0.02, tombstones: Tomb
     }  # fmt: skip
 
 
-def _chosen_clips(distinct_folder: Path, selection_folder: Path, tombstones: Tombstones) -> tuple[dict[str, dict[str, Any]], float]:
-    """Rows of `clips` with a positive weight by clip_id, in its order, each with its `weight`; and the weight taken down."""
-    clips = {row["clip_id"]: row for row in schemas.read_table(distinct_folder / "clips.parquet", schemas.CLIPS).to_pylist()}
-    selection = schemas.read_table(selection_folder / "selection.parquet", schemas.SELECTION, ["clip_id", "video_id", "weight"]).to_pylist()
-    wanted = sorted((row["clip_id"], row["video_id"], row["weight"]) for row in selection if row["weight"] > 0)
-    unknown = [name for name, _, _ in wanted if name not in clips]
-    chosen = {name: {**clips[name], "weight": weight} for name, video, weight in wanted if name in clips and not tombstones.covers(name, video)}
-    if unknown or not chosen:
+def _chosen_clips(distinct_folder: Path, selection_folder: Path, tombstones: Tombstones) -> tuple[pa.Table, float]:
+    """The rows of `clips` with a positive weight, by clip_id, with their `weight`; and the weight that was taken down."""
+    clips = schemas.read_table(distinct_folder / "clips.parquet", schemas.CLIPS)
+    selection = schemas.read_table(selection_folder / "selection.parquet", schemas.SELECTION, ["clip_id", "video_id", "weight"])
+    selection = selection.filter(pc.greater(selection.column("weight"), 0)).sort_by("clip_id")
+    place = pc.index_in(selection.column("clip_id"), value_set=clips.column("clip_id").combine_chunks())
+    taken = pa.array(tombstones.among(selection.column("clip_id"), selection.column("video_id")))
+    unknown, mine = pc.is_null(place), pc.and_(pc.is_valid(place), pc.invert(taken))
+    chosen = clips.take(place.filter(mine)).append_column("weight", selection.column("weight").filter(mine))
+    if len(chosen) == 0 or pc.any(unknown).as_py():
+        names = selection.column("clip_id").filter(unknown).to_pylist()
         raise ShardError(
             "the selection does not fit the distinct clips", expected="at least one clip, all of them known and one not taken down",
-            found=f"{len(wanted)} selected, {len(unknown)} unknown ({', '.join(unknown[:3])})",
+            found=f"{len(selection)} selected, {len(names)} unknown ({', '.join(names[:3])}), {pc.sum(taken).as_py() or 0} taken down",
             remedy="materialize curated_clips again",
         )  # fmt: skip
-    return chosen, float(sum(weight for name, _, weight in wanted if name not in chosen))
+    return chosen, float(pc.sum(selection.column("weight").filter(taken)).as_py() or 0.0)
 
 
-def _rows(part: Part, name: str, schema: Any) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = schemas.read_table(part.folder / name, schema).to_pylist()
-    return rows
+def _joined(parts: list[Part], name: str, schema: pa.Schema) -> pa.Table:
+    return pa.concat_tables([schema.empty_table(), *(schemas.read_table(part.folder / name, schema) for part in parts)]).combine_chunks()
 
 
-def _current(row: dict[str, Any], clip: dict[str, Any] | None) -> dict[str, Any]:
-    """An index row as the selection of today has it: weight 0 for what it does not hold."""
-    return {**row, "weight": 0.0} if clip is None else {**row, **{name: clip[name] for name in CURRENT}}
+def _current(index: pa.Table, chosen: pa.Table) -> pa.Table:
+    """The index by clip_id as the selection of today has it: weight 0 for what it does not hold."""
+    place = pc.index_in(index.column("clip_id"), value_set=chosen.column("clip_id").combine_chunks())
+    index = index.set_column(index.schema.get_field_index("weight"), "weight", pa.array(np.zeros(len(index))))
+    for name in CURRENT:
+        values = pc.if_else(pc.is_valid(place), chosen.column(name).take(place), index.column(name))
+        index = index.set_column(index.schema.get_field_index(name), name, values)
+    return index.sort_by("clip_id").combine_chunks()
 
 
-def _counts(rows: list[dict[str, Any]], chosen: dict[str, dict[str, Any]], failures: list[dict[str, Any]]) -> dict[str, Any]:
+def _counts(index: pa.Table, chosen: pa.Table, failed: int) -> dict[str, Any]:
     """What the set holds: of the clips that are drawn from, but where it says otherwise."""
-    drawn = [row for row in rows if row["weight"] > 0]
-    stored_bytes, drawn_bytes = (sum(row["length"] for row in some) for some in (rows, drawn))
+    drawn = index.filter(pc.greater(index.column("weight"), 0))
+    stored_bytes, drawn_bytes = (pc.sum(some.column("length")).as_py() or 0 for some in (index, drawn))
+    seconds = pc.subtract(drawn.column("source_end_s"), drawn.column("source_start_s"))
     return {
-        "clips": len(drawn), "clips_stored": len(rows), "clips_copied": sum(row["form"] == COPIED for row in drawn), "failed": len(failures),
-        "failed_share": len(failures) / len(chosen), "shards": len({row["shard"] for row in rows}), "megabytes": round(drawn_bytes / 1e6, 3),
-        "dead_megabytes": round((stored_bytes - drawn_bytes) / 1e6, 3), "frames": sum(row["frames"] for row in drawn),
-        "seconds": sum(row["source_end_s"] - row["source_start_s"] for row in drawn), "source_videos": len({row["video_id"] for row in drawn}),
-        "weight_lost": float(np.sum([clip["weight"] for clip in chosen.values()]) - np.sum([row["weight"] for row in drawn])),
+        "clips": len(drawn), "clips_stored": len(index), "clips_copied": pc.sum(pc.equal(drawn.column("form"), COPIED)).as_py() or 0, "failed": failed,
+        "failed_share": failed / len(chosen), "shards": pc.count_distinct(index.column("shard")).as_py(), "megabytes": round(drawn_bytes / 1e6, 3),
+        "dead_megabytes": round((stored_bytes - drawn_bytes) / 1e6, 3), "frames": pc.sum(drawn.column("frames")).as_py() or 0,
+        "seconds": pc.sum(seconds).as_py() or 0.0, "source_videos": pc.count_distinct(drawn.column("video_id")).as_py(),
+        "weight_lost": float(chosen.column("weight").to_numpy().sum() - drawn.column("weight").to_numpy().sum()),
     }  # fmt: skip
 
 

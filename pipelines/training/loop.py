@@ -150,7 +150,7 @@ def train(
             spread = f"  target std {values['target_std']:.2f}"
             reporter.metrics(done, values)
             reporter.log(f"step {done}/{schedule.steps}  {line}")
-        if changed_now:
+        if changed_now and done < schedule.steps:  # after the last step nothing is drawn any more, so nothing can be missing
             data.obey(done)
         if stop_now:
             keep(done)

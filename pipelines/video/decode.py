@@ -31,7 +31,8 @@ def open_video(path: str | Path) -> Iterator[tuple[InputContainer, VideoStream]]
     Raises `InputError` when there is no video stream or FFmpeg has no decoder for it, and `av.FFmpegError` when
     FFmpeg cannot open the file.
     """
-    with av.open(media_url(path)) as container:
+    # Titles in other encodings than UTF-8 are common in old files, and a damaged one is no reason to give the pictures up.
+    with av.open(media_url(path), metadata_errors="replace") as container:
         streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
         if not streams or streams[0].codec_context is None:
             found = "a video stream of a codec that FFmpeg has no decoder for" if streams else f"{len(container.streams)} other streams"

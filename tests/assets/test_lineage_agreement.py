@@ -3,9 +3,12 @@
 from pathlib import Path
 
 import dagster as dg
+import pytest
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
 from assets.lineage import agreement, dagster_says
+from assets.resources import REPOSITORY
+from pipelines.lineage.render import dagster_lines
 from pipelines.store import Artefact, Store
 
 
@@ -32,3 +35,16 @@ def test_a_database_that_is_gone_is_not_made_again(tmp_path: Path) -> None:
     made = artefacts(tmp_path)
     assert dagster_says(tmp_path / "store", made) == {"agree": 0, "of": 0, "differ": []}
     assert not (tmp_path / "store" / "dagster").exists()
+
+
+def test_a_database_that_cannot_be_read_is_told_and_keeps_no_answer_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = artefacts(tmp_path)
+    history = tmp_path / "store" / "dagster" / "history"
+    (history / "runs").mkdir(parents=True)
+    for path in (history / "runs.db", history / "runs" / "index.db"):
+        path.write_bytes(b"no database" * 100)
+    for name, value in (("TUBELET_STORE", tmp_path / "store"), ("TUBELET_DAGSTER", tmp_path / "store" / "dagster"), ("DAGSTER_HOME", REPOSITORY)):
+        monkeypatch.setenv(name, str(value))
+    told = dagster_says(tmp_path / "store", made)
+    assert (told["agree"], told["of"], told["differ"]) == (0, 0, []) and told["why"]
+    assert "cannot be read" in dagster_lines(told)[0]

@@ -84,7 +84,7 @@ def test_exposures_recomputed_equal_exposures_served(made_shards: Path, tmp_path
     for part in loaders:
         for batch in part.batches(0, 25):
             served.update(shown.clip_id for shown in batch.shown)  # told by the tar's member
-    rows = exposures(mixture, spec_of("p", 25), tmp_path).to_pylist()
+    rows = exposures(mixture, expose(mixture, spec_of("p", 25), tmp_path)).to_pylist()
     assert {row["clip_id"]: row["samples"] for row in rows} == dict(served)
     assert sum(row["samples"] for row in rows) == 200
 
@@ -97,7 +97,7 @@ def test_seconds_shown_are_those_between_the_frames_served(made_shards: Path, tm
     for batch in clips.batches(0, 25):
         for clip_id, times in zip(batch.clip_ids, batch.times_s, strict=True):
             shown[clip_id] += float(np.ptp(times) + 1 / rate[clip_id])
-    for row in exposures(mixture, spec_of("p", 25), tmp_path).to_pylist():
+    for row in exposures(mixture, expose(mixture, spec_of("p", 25), tmp_path)).to_pylist():
         assert row["seconds"] == pytest.approx(shown[row["clip_id"]], rel=0.03)  # served instants are rounded to whole frames
 
 
@@ -114,6 +114,7 @@ def test_drawing_in_stretches_changes_nothing(made_shards: Path, tmp_path: Path,
     spec = spec_of("p", 30, replaced=[(101, 1)], exclusions=[(11, ["one"])])
     whole = expose(mixture, spec, tmp_path)
     monkeypatch.setattr("pipelines.lineage.exposure.STRETCH", 7)
+    monkeypatch.setattr("pipelines.lineage.exposure.GATHERED", 20)
     parts = expose(mixture, spec, tmp_path)
     assert np.array_equal(whole.samples, parts.samples) and np.allclose(whole.seconds, parts.seconds)
     assert np.array_equal(whole.span_row, parts.span_row) and np.array_equal(whole.spans, parts.spans)

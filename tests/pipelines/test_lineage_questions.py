@@ -24,7 +24,7 @@ from pipelines.lineage.answers.ask import ask
 from pipelines.lineage.answers.page import folder_name, render, timeline, write_answer
 from pipelines.lineage.answers.subject import subject_of
 from pipelines.lineage.answers.tables import write_tables
-from pipelines.lineage.exposure import ExposureSpec, exposures
+from pipelines.lineage.exposure import ExposureSpec, expose, exposures
 from pipelines.lineage.render import answer_text
 from pipelines.lineage.spans import merge_by_group, spans_text
 from pipelines.lineage.trainings import Trainings, phases
@@ -217,7 +217,7 @@ def test_sums_by_source_licence_and_uploader_agree_with_the_exposures(whole: Cha
     told = content(whole, "cooled_encoder")
     expected: dict[str, int] = {}
     for _, spec, pool in phases(whole.store, whole.made["cooled_encoder"]):
-        for row in exposures(pool, spec, whole.store.root).to_pylist():
+        for row in exposures(pool, expose(pool, spec, whole.store.root)).to_pylist():
             name = UPLOADERS[row["video_id"]] or "unknown"
             expected[name] = expected.get(name, 0) + row["samples"]
     assert {row["name"]: row["samples"] for row in told["uploaders"]} == expected
@@ -258,6 +258,7 @@ def test_lineage_that_cannot_be_drawn_again_still_shows_its_tree_and_says_why(ch
     assert "cannot be told" in answer_text(told) and "cannot be told" in render(told)
     (untold,) = {row["checkpoint"] for row in content(chain, "video-a")["untold"]} - {f"cooled_encoder[nano] {chain.made['cooled_encoder'].digest}"}
     assert untold.startswith("pretrained_encoder[nano]")
+    assert "none has seen it" not in answer_text(content(chain, "video-a"))
 
 
 # -- a clip, a video, a group ------------------------------------------------------------------------------------
@@ -286,7 +287,7 @@ def test_clip_counts_equal_the_exposures_of_each_checkpoint(whole: Chain) -> Non
         told = {row["checkpoint"]: row for row in content(whole, clip["clip_id"])["checkpoints"]}
         counts: dict[str, int] = {}
         for checkpoint, spec, pool in phases(whole.store, whole.made["cooled_encoder"]):
-            rows = {row["clip_id"]: row for row in exposures(pool, spec, whole.store.root).to_pylist()}
+            rows = {row["clip_id"]: row for row in exposures(pool, expose(pool, spec, whole.store.root)).to_pylist()}
             counts[spec.phase] = rows.get(clip["clip_id"], {"samples": 0})["samples"]
             assert told[checkpoint.key]["phases"].get(spec.phase, 0) == counts[spec.phase]
         assert told["cooled_encoder[nano]"]["samples"] == sum(counts.values())

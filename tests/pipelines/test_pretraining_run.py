@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pyarrow as pa
 import pytest
@@ -19,17 +20,20 @@ from safetensors.torch import load_file, save_file
 import pipelines.shards.loader as loader_module
 from pipelines import schemas
 from pipelines.errors import TrainingError
-from pipelines.lineage.exposure import exposures, log_disagreements
+from pipelines.lineage.exposure import expose, exposures, log_disagreements
 from pipelines.lineage.exposure import read_spec as read_exposure
 from pipelines.pretraining import run
+from pipelines.pretraining.exclusions import Takedowns
 from pipelines.pretraining.result import read_metrics
 from pipelines.pretraining.spec import Spec, read_spec, write_spec
 from pipelines.pretraining.task import Pretraining
 from pipelines.recipes import Recipe, load_recipe
 from pipelines.shards.decode import DecodeFailure
 from pipelines.shards.exposure_log import LOG_FILE
+from pipelines.shards.geometry import ClipGeometry
 from pipelines.shards.index import ShardIndex
-from pipelines.shards.mixture import open_mixture
+from pipelines.shards.loader import ClipLoader
+from pipelines.shards.mixture import WHOLE, open_mixture
 from pipelines.tombstones import write_tombstones
 from pipelines.training.engine import PlainEngine
 from pipelines.training.launcher import EXIT_GUARD, EXIT_INPUT, EXIT_STOPPED, distributed_jobs, launch
@@ -265,9 +269,63 @@ def test_samples_served_by_a_stand_in_are_in_the_lineage_also_after_a_restart(
     assert exposure is not None
     log, problems = logged(tmp_path / "result", made_shards)
     assert problems == [] and sum(log.column("salt").to_pylist()) >= len(exposure.replaced)
-    shown = exposures(open_mixture(exposure.mixture, made_shards), exposure, tmp_path / "store").to_pylist()
+    mixture = open_mixture(exposure.mixture, made_shards)
+    shown = exposures(mixture, expose(mixture, exposure, tmp_path / "store")).to_pylist()
     assert exposure.replaced and victim.clip_id not in {row["clip_id"] for row in shown}
     assert sum(row["samples"] for row in shown) == 24
+
+
+def test_a_kill_leaves_neither_half_lines_nor_stand_ins_of_steps_that_are_done_again(
+    made_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = spec_in(tmp_path, made_shards, log_exposures=True)
+    with monkeypatch.context() as patch:
+        stop_at(3, patch)
+        assert run.main(["--spec", str(spec)]) == EXIT_STOPPED
+    # As after a kill in step 5, another rank's file among them: sample 20 had a stand-in, because its clip was just being taken down.
+    for name, text in {"stand-ins-0": "[20, 1]\n[21,", "stand-ins-7": "[22, 1]\n", "exposures-0": '[1, [{"st'}.items():
+        with open(tmp_path / f"{name}.jsonl", "a") as handle:
+            handle.write(text)
+    assert run.main(["--spec", str(spec)]) == 0
+    exposure = read_exposure(tmp_path / "result")
+    assert exposure is not None and exposure.replaced == []
+    assert logged(tmp_path / "result", made_shards)[1] == []
+
+
+def test_a_takedown_of_everything_in_the_last_step_does_not_lose_the_training(
+    made_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses_before = Pretraining.losses
+
+    def losses(self: Pretraining, at: int, batch: Any) -> torch.Tensor:
+        if at == 5:
+            write_tombstones(tmp_path / "store", "all", [{"clip_id": clip, "reason": "asked"} for clip in ShardIndex(made_shards).column("clip_id")])
+        return losses_before(self, at, batch)
+
+    monkeypatch.setattr(Pretraining, "losses", losses)
+    exposure = read_exposure(trained(tmp_path, made_shards))
+    assert exposure is not None and exposure.steps == 6 and exposure.exclusions == []
+
+
+def test_ranks_obey_the_takedowns_that_the_first_one_wrote_and_no_older_ones(
+    made_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system between machines may show a file as it was before, with as many entries."""
+    loader = ClipLoader(open_mixture(WHOLE, made_shards), ClipGeometry(4, 4, 16, 16), seed=0, phase="p", global_batch=4)
+    for name in ("a", "b"):
+        write_tombstones(tmp_path, name, [{"clip_id": loader.mixture.clip_id(0), "reason": "asked"}])
+    told: list[int] = []
+    first = mock.Mock(rank=0, from_first=lambda value: told.append(value) or value)
+    Takedowns(first, loader, tmp_path, tmp_path).begin(4)
+    written = (tmp_path / "exclusions.json").read_text()
+    other = Takedowns(mock.Mock(rank=1, from_first=lambda _: told[0]), loader, tmp_path, tmp_path)
+    (tmp_path / "exclusions.json").write_text('[[4, ["a"]]]')
+    monkeypatch.setattr("pipelines.pretraining.exclusions.PATIENCE_S", 0.0)
+    with pytest.raises(TrainingError, match="do not see the same takedowns"):
+        other.begin(4)
+    (tmp_path / "exclusions.json").write_text(written)
+    other.begin(4)
+    assert other.history == [(4, ["a", "b"])]
 
 
 def test_a_takedown_is_obeyed_from_the_next_step_and_after_a_restart(
@@ -297,7 +355,8 @@ def test_a_takedown_is_obeyed_from_the_next_step_and_after_a_restart(
     assert exposure is not None and exposure.exclusions == [(2, ["first"]), (4, ["first", "second"])] and exposure.replaced == []
     log, problems = logged(tmp_path / "result", made_shards)
     assert problems == []
-    shown = exposures(open_mixture(exposure.mixture, made_shards), exposure, tmp_path / "store").to_pylist()
+    mixture = open_mixture(exposure.mixture, made_shards)
+    shown = exposures(mixture, expose(mixture, exposure, tmp_path / "store")).to_pylist()
     assert {row["clip_id"]: row["samples"] for row in shown} == Counter(log.column("clip_id").to_pylist())
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import InputError
-from pipelines.recipes import load_recipe, recipe_names
+from pipelines.recipes import Phase, load_recipe, recipe_names
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -40,3 +40,11 @@ def test_cooldown_raises_pixels_and_frames_in_every_preset() -> None:
     for name in recipe_names():
         phases = load_recipe(name).pretraining
         assert phases.cooldown.height > phases.pretrain.height and phases.cooldown.frames > phases.pretrain.frames
+
+
+def test_a_phase_samples_by_time_or_by_frames() -> None:
+    phase = load_recipe("nano").pretraining.pretrain.model_dump()
+    assert Phase.model_validate({**phase, "fps": None, "stride": 4}).stride == 4
+    for fps, stride in ((None, None), (4.0, 4)):
+        with pytest.raises(ValueError, match="fps or stride"):
+            Phase.model_validate({**phase, "fps": fps, "stride": stride})

@@ -57,3 +57,16 @@ def test_other_tables_newer_versions_and_foreign_files_are_refused_with_a_remedy
         with pytest.raises(StoreError, match="not the table that was asked for") as caught:
             read_table(tmp_path / f"{name}.parquet", CLIPS)
         assert caught.value.remedy
+
+
+def test_a_damaged_file_is_named_and_one_that_is_not_there_is_not_called_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    write_table(table_of(SELECTION, [{"clip_id": "a", "weight": 0.5}]), path, SELECTION)
+    whole = path.read_bytes()
+    for data in (b"", b"PAR1xx", whole[:-1], b"PAR1" + bytes(40) + whole[44:]):
+        path.write_bytes(data)
+        with pytest.raises(StoreError, match=r"t\.parquet is damaged .*table selection"):
+            read_table(path, SELECTION)
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        read_table(path, SELECTION)

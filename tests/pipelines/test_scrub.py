@@ -28,12 +28,15 @@ from pipelines.lineage.exposure import ExposureSpec
 from pipelines.lineage.scrub.finding import Kind
 from pipelines.lineage.scrub.store import COMPARISONS, scrub
 from pipelines.lineage.scrub.text import scrub_markdown, scrub_text
+from pipelines.lineage.takedown.match import Selector
+from pipelines.lineage.takedown.take_down import take_down
 from pipelines.recipes import OWN_SHARDS
 from pipelines.shards.exposure_log import rows_of
 from pipelines.shards.form import ShardConfig
 from pipelines.shards.geometry import ClipGeometry
 from pipelines.shards.loader import ClipLoader
 from pipelines.shards.mixture import WHOLE, open_mixture
+from pipelines.shards.verify import verification
 from pipelines.shards.writer import build_shards
 from pipelines.sources import registry
 from pipelines.store import MANIFEST, Artefact, Store
@@ -255,6 +258,17 @@ def sound(made_clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def store(sound: Path, tmp_path: Path) -> Store:
     """A private copy with linked files: what is changed must be replaced, never written into."""
     return Store(Path(shutil.copytree(sound, tmp_path / "store", copy_function=os.link)))
+
+
+def test_after_a_takedown_all_agrees_but_what_is_still_drawn_until_it_is_overwritten(sound: Path, tmp_path: Path) -> None:
+    store = Store.open(shutil.copytree(sound, tmp_path / "store"))
+    shards = store.current("training_shards")
+    take_down(store, Selector("video", "video-c"), "asked")
+    assert found_in(store.root) == {Found(Kind.SERVED, place(shards, "shard_index.parquet"))}
+    take_down(store, Selector("video", "video-c"), "asked", compact=True)
+    assert found_in(store.root) == set()
+    text, whole = verification(None, store.root)
+    assert whole and "5 clips (5 drawn from), 1 taken down" in text
 
 
 def test_a_sound_store_has_no_findings(sound: Path) -> None:

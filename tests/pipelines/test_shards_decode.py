@@ -71,7 +71,7 @@ def test_the_whole_is_what_av_decodes(clips: dict[str, bytes]) -> None:
 
 def test_only_packets_that_a_wanted_frame_needs_are_decoded(clips: dict[str, bytes]) -> None:
     with av.open(io.BytesIO(clips["trained"])) as container:
-        listed = decode._listed(container, container.streams.video[0])
+        listed = decode.list_packets(container, container.streams.video[0])
         runs = decode._runs(listed, listed.pts[[20, 23, 50]])
         keys = np.flatnonzero(listed.keys)
     assert [last for _, last in runs] == [23, 50] and [first for first, _ in runs] == [keys[keys <= 20][-1], keys[keys <= 50][-1]]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 import tarfile
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -15,14 +17,17 @@ from conftest import numbered_frames
 
 from pipelines import schemas
 from pipelines.errors import InputError
+from pipelines.lineage.exposure import ExposureSpec, log_disagreements
 from pipelines.recipes import MixtureSource
+from pipelines.shards.decode import decode_clip
+from pipelines.shards.exposure_log import rows_of
 from pipelines.shards.found import REJECTS, index_tars
 from pipelines.shards.geometry import ClipGeometry
-from pipelines.shards.index import INDEX_FILE, ShardError
+from pipelines.shards.index import INDEX_FILE, ShardError, ShardIndex
 from pipelines.shards.loader import ClipLoader
 from pipelines.shards.mixture import open_mixture
 from pipelines.tombstones import Tombstones
-from pipelines.video.encode import write_video
+from pipelines.video.encode import ffmpeg_binary, write_video
 
 GEOMETRY = ClipGeometry(frames=4, fps=4, height=16, width=24)
 
@@ -31,8 +36,12 @@ def picture(level: int) -> bytes:
     return bytes(cv2.imencode(".jpg", np.full((40, 60, 3), level, np.uint8))[1])
 
 
-def write_tar(path: Path, members: dict[str, bytes]) -> None:
-    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
+def ffmpeg(*arguments: object) -> None:
+    subprocess.run([ffmpeg_binary(), "-y", "-loglevel", "error", *map(str, arguments)], check=True)
+
+
+def write_tar(path: Path, members: dict[str, bytes], form: int = tarfile.PAX_FORMAT) -> None:
+    with tarfile.open(path, "w", format=form) as archive:
         for name, data in members.items():
             member = tarfile.TarInfo(name)
             member.size = len(data)
@@ -63,17 +72,73 @@ def test_their_tars_are_drawn_from_as_they_are(theirs: Path, made_shards: Path) 
     mixture = open_mixture([MixtureSource(name="own", weight=1), MixtureSource(name="theirs", weight=1, shards=str(theirs))], made_shards)
     loader = ClipLoader(mixture, GEOMETRY, seed=0, phase="p", global_batch=8)
     seen: set[str] = set()
+    replaced = 0
     for batch in loader.batches(0, 9):
+        replaced += len(batch.replaced)
         for item, shown in enumerate(batch.shown):
             level = batch.video[item].float().mean(dim=(0, 2, 3)).numpy()
             if shown.shards == "theirs":
                 seen.add(shown.clip_id)
                 expected = float(shown.clip_id[4:]) if shown.clip_id.startswith("n01") else 20 + 3 * np.round(batch.times_s[item] * 20)
                 np.testing.assert_allclose(level, expected, atol=2.5)
-    assert seen == set(rows) and not loader.replacements
+    assert seen == set(rows) and replaced == 0
     taken = Tombstones(video_ids=frozenset({rows["clip_1"]["video_id"]}))
     loader.exclude(taken, 9)
     assert not any(shown.clip_id == "clip_1" for batch in loader.batches(9, 14) for shown in batch.shown)
+
+
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+@pytest.mark.parametrize("name", ["folder/" * 20 + "clip.mp4", "видео.mp4"])
+def test_names_that_need_a_header_of_their_own_are_read(theirs: Path, tmp_path: Path, name: str, form: int) -> None:
+    (tmp_path / "named").mkdir()
+    write_tar(tmp_path / "named" / "0.tar", {"before.jpg": picture(9), name: (tmp_path / "v.mp4").read_bytes()}, form)
+    index_tars(tmp_path / "named", progress=lambda *_: None)
+    index = ShardIndex(tmp_path / "named")
+    found = {index.stored(index.entry(row)).name for row in range(len(index))}
+    assert found == {"before.jpg", name}
+
+
+def test_a_clip_cut_by_copying_has_the_frames_that_a_player_shows(tmp_path: Path) -> None:
+    """Such a cut keeps the packets from the key frame before it, which the container says not to show."""
+    write_video(tmp_path / "v.mp4", numbered_frames(70), 20.0, bframes=2, gop=40)
+    ffmpeg("-ss", "1.3", "-i", tmp_path / "v.mp4", "-c", "copy", tmp_path / "cut.mp4")
+    (tmp_path / "cuts").mkdir()
+    write_tar(tmp_path / "cuts" / "0.tar", {"cut.mp4": (tmp_path / "cut.mp4").read_bytes()})
+    assert index_tars(tmp_path / "cuts", progress=lambda *_: None)["rejected"] == 0
+    with av.open(str(tmp_path / "cut.mp4")) as container:
+        shown = [(frame.pts, round(frame.to_ndarray(format="rgb24").mean())) for frame in container.decode(video=0)]
+    index = ShardIndex(tmp_path / "cuts")
+    clip = decode_clip(index.read(index.entry(0)))
+    assert index.frames[0] == len(shown) < 60 and index.first_s[0] == 0
+    assert clip.pts.tolist() == [pts for pts, _ in shown]
+    np.testing.assert_allclose([clip.frame(number).mean() for number in range(len(shown))], [level for _, level in shown], atol=2)
+    window = decode_clip(index.read(index.entry(0)), np.array([0.5]))
+    assert abs(window.frame(0).mean() - (20 + 3 * (26 + 10))) < 2.5
+
+
+def test_avi_with_scrambled_times_and_an_empty_picture_are_rejected_and_said_so(theirs: Path, tmp_path: Path) -> None:
+    ffmpeg("-i", tmp_path / "v.mp4", "-c", "copy", tmp_path / "v.avi")
+    write_tar(theirs / "00002.tar", {"scrambled.avi": (tmp_path / "v.avi").read_bytes(), "empty.jpg": b""})
+    assert index_tars(theirs, progress=lambda *_: None)["rejected"] == 3
+    reasons = {row["path"].rpartition("::")[2]: row["detail"] for row in schemas.read_table(theirs / REJECTS, schemas.QUARANTINE).to_pylist()}
+    assert "mp4 or mkv" in reasons["scrambled.avi"] and "0 other bytes" in reasons["empty.jpg"]
+
+
+def test_a_log_of_uneven_frames_agrees_with_its_lineage(theirs: Path, tmp_path: Path) -> None:
+    """A gap in a clip puts the nearest frame far from the instant that was drawn."""
+    ffmpeg("-i", tmp_path / "v.mp4", "-vf", "select='lt(n,10)+gt(n,45)'", "-fps_mode", "vfr", tmp_path / "uneven.mp4")
+    (tmp_path / "uneven").mkdir()
+    write_tar(tmp_path / "uneven" / "0.tar", {"uneven.mp4": (tmp_path / "uneven.mp4").read_bytes()})
+    index_tars(tmp_path / "uneven", progress=lambda *_: None)
+    source = MixtureSource(name="uneven", weight=1, shards=str(tmp_path / "uneven"))
+    mixture = open_mixture([source], None)
+    rows = [row for batch in ClipLoader(mixture, GEOMETRY, seed=0, phase="p", global_batch=4).batches(0, 5) for row in rows_of(batch)]
+    spec = ExposureSpec("p", 0, 5, 4, GEOMETRY.to_dict(), [{**source.model_dump(mode="json"), "digest": ""}])
+    assert log_disagreements(mixture, spec, tmp_path, schemas.table_of(schemas.EXPOSURE_LOG, rows)) == []
+    far = [row for row in rows if row["pts"] != sorted(set(row["pts"]))]
+    assert far  # two instants share a frame: the gap was met
+    moved = [{**row, "pts": [row["pts"][-1]] * 4} if row is far[0] else row for row in rows]
+    assert log_disagreements(mixture, spec, tmp_path, schemas.table_of(schemas.EXPOSURE_LOG, moved)) == [f"pts differs in 1 samples: {far[0]['global_sample']}"]
 
 
 def test_equal_keys_are_refused_and_nothing_is_written(theirs: Path) -> None:
@@ -81,6 +146,22 @@ def test_equal_keys_are_refused_and_nothing_is_written(theirs: Path) -> None:
     with pytest.raises(InputError, match=r"clip_1.*00000\.tar and 00002\.tar"):
         index_tars(theirs, progress=lambda *_: None)
     assert not (theirs / INDEX_FILE).exists()
+
+
+def test_an_index_that_is_not_finished_leaves_the_old_one(theirs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index_tars(theirs, progress=lambda *_: None)
+    before, write_before = (theirs / INDEX_FILE).read_bytes(), schemas.write_table
+
+    def half(table: object, path: Path, schema: object) -> None:
+        write_before(table, path, schema)  # type: ignore[arg-type]
+        if INDEX_FILE in path.name:
+            path.write_bytes(path.read_bytes()[:100])
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(schemas, "write_table", half)
+    with pytest.raises(OSError, match="No space"):
+        index_tars(theirs, progress=lambda *_: None)
+    assert (theirs / INDEX_FILE).read_bytes() == before
 
 
 def test_what_cannot_be_indexed_says_why(theirs: Path, made_shards: Path, tmp_path: Path) -> None:

@@ -100,6 +100,39 @@ def test_a_cap_that_leaves_no_room_is_refused_with_the_one_that_would_do() -> No
     assert share_out(np.ones(4), source, share, repeat_cap=2.0).draws.tolist() == [2.0, *([2 / 3] * 3)]
 
 
+@pytest.mark.parametrize("cap", [5e9, 1e300])
+def test_a_cap_that_nothing_reaches_is_none(cap: float) -> None:
+    weight = np.array([1.0, 2.0, 3.3])
+    assert np.array_equal(alone(weight, cap=cap).ends, alone(weight).ends)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_shares_and_caps_are_numbers(value: float) -> None:
+    with pytest.raises(ValueError, match="finite"):
+        MixtureSource(name="all", weight=value)
+    with pytest.raises(ValueError, match="finite"):
+        PretrainRecipe.model_validate({**load_recipe("nano").resolved()["pretraining"], "repeat_cap": value})
+
+
+def test_hundreds_of_sources_keep_apart(made_shards: Path) -> None:
+    mixture = open_mixture([MixtureSource(name=str(number), weight=1 + number % 2) for number in range(300)], made_shards)
+    drawn = Sampler(mixture, ClipGeometry(4, 4, 16, 16), 0, "p").draws(0, 9 * 1800)
+    counts = np.bincount(mixture.source[drawn.row], minlength=300)
+    assert np.abs(counts - 9 * 1800 * (1 + np.arange(300) % 2) / 450).max() <= 6  # a draw for each of a source's clips
+    assert [mixture.place(row)[0].source.name for row in (0, 5, 6 * 299)] == ["0", "0", "299"]
+
+
+def test_a_takedown_ends_no_training_a_cap_and_an_empty_source_give_way() -> None:
+    source, share = np.array([0, 0, 1, 1, 1], np.int16), np.array([0.5, 0.5])
+    tight = share_out(np.ones(5), source, share, np.array([True, False, False, False, False]), repeat_cap=1.5, names=("few", "many"))
+    assert np.allclose(tight.draws, [0, 2, 2 / 3, 2 / 3, 2 / 3]) and tight.unserved == pytest.approx(0.25)
+    without = share_out(np.ones(5), source, share, np.array([True, True, False, False, False]), names=("few", "many"))
+    assert np.allclose(without.draws, [0, 0, 1, 1, 1]) and without.unserved == pytest.approx(0.5)
+    for one in (tight, without):
+        rows = visited(one, 0, "p", 0, np.arange(one.epoch * 50))
+        assert np.abs(np.bincount(rows, minlength=5) - 50 * one.draws).max() <= 2
+
+
 def test_sources_have_their_shares_and_still_ones_stand_still(made_shards: Path, shards_copy: Callable[[], Path]) -> None:
     sources = (
         MixtureSource(name="moving", weight=3.0), MixtureSource(name="pictures", weight=1.0, shards=str(shards_copy()), still=True),

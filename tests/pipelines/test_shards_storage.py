@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import fsspec
 import numpy as np
@@ -16,11 +19,12 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from pipelines import schemas
+from pipelines.errors import InputError
 from pipelines.shards.geometry import ClipGeometry
 from pipelines.shards.index import INDEX_FILE, ShardError, ShardIndex
 from pipelines.shards.loader import ClipLoader, Reading
 from pipelines.shards.mixture import WHOLE, open_mixture
-from pipelines.shards.storage import BoundedCache, LocalStorage, Patience, RemoteStorage, open_storage
+from pipelines.shards.storage import OPEN_FILES, BoundedCache, LocalStorage, Patience, RemoteStorage, open_storage
 
 GEOMETRY = ClipGeometry(frames=4, fps=4, height=16, width=24)
 QUICK = Patience(attempts=4, timeout_s=0.3, pause_s=0.001)
@@ -100,8 +104,16 @@ def test_a_read_that_comes_damaged_once_is_read_again_and_twice_is_refused(made_
     def flip(data: bytes) -> bytes:
         return data[:-1] + bytes([data[-1] ^ 1])
 
-    Unreliable.fault = staticmethod(lambda number, data: flip(data) if number % 7 == 1 else data)
-    assert batches(remote, cache_bytes=0, prefetch=0) == batches(made_shards)
+    damaged: set[bytes] = set()
+
+    def once(_: int, data: bytes) -> bytes:
+        if data in damaged:
+            return data
+        damaged.add(data)
+        return flip(data)
+
+    Unreliable.fault = staticmethod(once)
+    assert batches(remote, steps=4, cache_bytes=0, prefetch=0, workers=1) == batches(made_shards, steps=4) and damaged
     Unreliable.fault = staticmethod(lambda _, data: flip(data))
     with pytest.raises(ShardError, match="is damaged"):
         batches(remote)
@@ -114,6 +126,21 @@ def test_a_store_that_never_answers_is_named(remote: str) -> None:
     Unreliable.fault = staticmethod(fail)
     with pytest.raises(ShardError, match=r"cannot be read.*within 4 tries.*no route to host"):
         batches(remote)
+
+
+def test_a_store_that_fails_is_not_asked_for_all_that_was_wanted_ahead(remote: str) -> None:
+    mixture = open_mixture(WHOLE, remote, Patience(attempts=1, timeout_s=10))
+    loader = ClipLoader(mixture, GEOMETRY, seed=3, phase="p", global_batch=200, reading=Reading(cache_bytes=0, prefetch=3))
+    asked = Unreliable.reads
+
+    def fault(_: int, data: bytes) -> bytes:
+        time.sleep(0.02)
+        raise OSError("away")
+
+    Unreliable.fault = staticmethod(fault)
+    with pytest.raises(ShardError, match="away"):
+        next(loader.batches(0, 10))
+    assert Unreliable.reads - asked < 200
 
 
 def test_what_was_read_is_kept_within_bounds(remote: str, made_shards: Path) -> None:
@@ -171,6 +198,33 @@ def test_an_index_of_an_older_version_is_read(made_shards: Path, tmp_path: Path)
     pq.write_table(table.replace_schema_metadata({"tubelet.table": "shard_index", "tubelet.version": "1"}), folder / INDEX_FILE)
     assert open_mixture(WHOLE, folder).decoded_bytes() is None  # so nothing is kept decoded
     assert batches(folder) == batches(made_shards)
+
+
+def test_more_shards_than_a_process_may_hold_open_are_read_by_many_threads(tmp_path: Path) -> None:
+    names = [f"{number}.tar" for number in range(3 * OPEN_FILES)]
+    for name in names:
+        (tmp_path / name).write_text(name)
+    storage = LocalStorage(tmp_path)
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda name: storage.read(name, 0, 100).decode(), names * 20)) == names * 20
+    held = [os.readlink(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{number}")]
+    assert sum(Path(path).parent == tmp_path for path in held) == OPEN_FILES
+    storage.close()
+    with pytest.raises(FileNotFoundError):
+        storage.read("none.tar", 0, 1)
+
+
+def test_a_url_that_nothing_can_read_says_what_to_install() -> None:
+    with pytest.raises(InputError, match="s3fs"):
+        open_storage("nosuch://bucket/shards")
+
+
+def test_a_disk_that_fails_a_read_is_named_with_the_clip(made_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = ShardIndex(made_shards)
+    entry = index.entry(0)
+    monkeypatch.setattr(index.storage, "read", mock.Mock(side_effect=OSError(5, "Input/output error")))
+    with pytest.raises(ShardError, match=f"{entry.shard}.*{entry.clip_id}.*Input/output error"):
+        index.read(entry)
 
 
 def test_local_files_go_without_fsspec(made_shards: Path) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 import webdataset
+from conftest import numbered_frames
 
 from pipelines import schemas
+from pipelines.shards.found import index_tars
 from pipelines.shards.index import INDEX_FILE
 from pipelines.shards.tars import BLOCK, header_of, member_places
-from pipelines.shards.verify import REDACTED, verification, verify_shards
+from pipelines.shards.verify import verification, verify_shards
 from pipelines.store import Store
-from pipelines.tombstones import REDACTIONS
+from pipelines.tombstones import REDACTED, REDACTIONS
+from pipelines.video.encode import write_video
 
 
 def quiet(*_: object) -> None:
@@ -234,3 +238,26 @@ def test_the_command_tells_what_is_wrong_and_exits_with_1(sealed: tuple[Store, P
     flip(folder / row["shard"], row["offset"])
     code, text = command(str(folder))
     assert code == 1 and row["clip_id"] in text and row["shard"] in text
+
+
+def test_verify_reads_tars_that_others_made_and_those_of_version_1_by_their_clips(tmp_path: Path, made_shards: Path) -> None:
+    write_video(tmp_path / "film.mp4", numbered_frames(24), 12.0, bframes=2)
+    long = "a" * 130
+    with tarfile.open(tmp_path / "train-0.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        for name, path in (("a.mp4", tmp_path / "film.mp4"), ("a.txt", Path(__file__)), (f"{long}.mp4", tmp_path / "film.mp4")):
+            archive.add(path, name)
+    index_tars(tmp_path, progress=lambda *_: None)
+    assert verification(tmp_path, tmp_path) == (f"{tmp_path}: 1 shards, 2 clips (2 drawn from): the clips' bytes are as the index says", True)
+    shutil.copytree(made_shards, tmp_path / "v1")
+    rows = [{**row, "width": None, "height": None} for row in schemas.read_table(made_shards / INDEX_FILE, schemas.SHARD_INDEX).to_pylist()]
+    schemas.write_table(schemas.table_of(schemas.SHARD_INDEX, rows), tmp_path / "v1" / INDEX_FILE, schemas.SHARD_INDEX)
+    assert verification(tmp_path / "v1", tmp_path)[1]
+    for folder, tar in ((tmp_path, "train-0.tar"), (tmp_path / "v1", rows[0]["shard"])):
+        own = [row for row in schemas.read_table(folder / INDEX_FILE, schemas.SHARD_INDEX).to_pylist() if row["shard"] == tar]
+        data = bytearray((folder / tar).read_bytes())
+        data[own[-1]["offset"] + 20] ^= 1
+        (folder / tar).write_bytes(data)
+        (problem,) = verify_shards(folder, progress=lambda *_: None)
+        assert problem.startswith(f"{tar}: {own[-1]['clip_id']}: ") and own[-1]["sha256"][:16] in problem
+        (folder / tar).write_bytes(data[: own[0]["offset"]])
+        assert len(verify_shards(folder, progress=lambda *_: None)) == len(own)

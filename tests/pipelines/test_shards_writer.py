@@ -49,7 +49,7 @@ def test_a_cut_clip_holds_exactly_the_frames_of_its_span(made_clips: Path, made_
         clip = clips[entry.clip_id]
         decoded = decode_clip(index.read(entry))
         first = round(clip["start_s"] * clip["frame_rate"])
-        levels = [decoded.frame(number).mean() for number in range(len(decoded.planes))]
+        levels = [decoded.frame(number).mean() for number in range(len(decoded.pictures))]
         np.testing.assert_allclose(levels, 20 + 3 * (first + np.arange(clip["frames"])), atol=1.4)  # 3 grey levels a frame
         np.testing.assert_allclose(decoded.times_s, np.arange(clip["frames"]) / clip["frame_rate"], atol=1e-4)
         assert (decoded.height, decoded.width) == (32, 42)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,6 +73,47 @@ def test_discarded_artefact_is_gone_also_when_the_removal_is_killed(tmp_path: Pa
     assert [found.path for found in store.made("videos", "b1")] == [other.path]
     store.produce("videos", write("good"), partition="b1")
     assert len(list((store.root / "artefacts/videos/b1").iterdir())) == 2
+
+
+def test_a_second_writer_leaves_the_first_ones_draft_alone_and_both_get_the_same(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "store")
+    inner: list[Artefact] = []
+
+    def slow(folder: Path) -> dict:
+        (folder / "early.txt").write_text("early")
+        inner.append(store.produce("clips", lambda other: {"n": (other / "early.txt").write_text("early")}))
+        return {"n": (folder / "late.txt").write_text("late")}
+
+    made = store.produce("clips", slow)
+    assert (made.path, made.digest) == (inner[0].path, inner[0].digest) and made.reused and store.verify(made) == []
+    assert [path.name for path in made.path.parent.iterdir()] == [made.identity]
+
+
+def test_a_draft_of_a_killed_writer_goes_with_the_next(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "store")
+    program = f"""
+import os, signal
+from pipelines.store import Store
+def build(folder):
+    (folder / "half.txt").write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+Store.open({str(store.root)!r}).produce("clips", build)
+"""
+    root = Path(__file__).parents[2]
+    killed = subprocess.run([sys.executable, "-c", program], cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, timeout=120, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert [path.name[:7] for path in (store.root / "artefacts/clips/_").iterdir()] == [".draft-"]
+    made = store.produce("clips", write("whole"))
+    assert [path.name for path in made.path.parent.iterdir()] == [made.identity]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"asset": "clips"}'])
+def test_a_damaged_manifest_is_named_with_what_to_do(tmp_path: Path, text: str) -> None:
+    store = Store.open(tmp_path / "store")
+    made = store.produce("clips", write("x"))
+    (made.path / "MANIFEST.json").write_text(text)
+    with pytest.raises(StoreError, match=r"MANIFEST\.json is damaged .* restore that file, or delete"):
+        store.load(made.path)
 
 
 def test_consumers_refuse_what_has_not_passed_its_checks(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -23,7 +24,7 @@ from pipelines.lineage.takedown.twins import find_twins
 from pipelines.lineage.trainings import Trainings
 from pipelines.schemas import REMOVALS, SHARD_INDEX, TOMBSTONES, read_table
 from pipelines.shards.index import INDEX_FILE
-from pipelines.tombstones import read_tombstones, takedown_names, tombstone_rows
+from pipelines.tombstones import read_tombstones, takedown_names, tombstone_rows, write_tombstones
 
 ANN = (Video("a", (0, 1, 2)), Video("b", (10, 11, 12)))
 LATER = (
@@ -74,10 +75,42 @@ def test_a_path_and_the_beginning_of_a_path_mean_its_videos(whole: World) -> Non
     assert {match.video_id for match in match_videos(whole.store, Selector("source", str(path.parent)))} == {"v-a", "v-b"}
 
 
+def test_a_folder_that_ends_with_a_slash_means_no_other_that_begins_so(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.ingest("pool-0001", [Video("a", (0, 1), source="ann"), Video("b", (10, 11), source="annabelle")])
+    for end, meant in (("", {"v-a", "v-b"}), ("/", {"v-a"})):
+        assert {match.video_id for match in match_videos(world.store, Selector("source", str(world.media / "ann") + end))} == meant
+
+
+def test_a_damaged_table_is_named_with_what_to_do_and_nothing_is_taken_down(world: World) -> None:
+    damaged = world.store.current("videos", "pool-0001").path / "videos.parquet"
+    damaged.write_bytes(b"PAR1" + bytes(40) + damaged.read_bytes()[44:])
+    with pytest.raises(StoreError, match=r"videos\.parquet is damaged .* restore that file"):
+        take_down(world.store, Selector("video", "v-f"), "asked")
+    assert takedown_names(world.store.root) == ()
+
+
+def test_a_disk_without_hard_links_keeps_tombstones_too(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", refuse)
+    name = take_down(world.store, Selector("video", "v-f"), "asked")["takedown"]
+    assert [path.name for path in (world.store.root / "tombstones").iterdir()] == [f"{name}.parquet"]
+    with pytest.raises(StoreError, match="made before"):
+        write_tombstones(world.store.root, name, [])
+    assert read_tombstones(world.store.root).video_ids == {"v-f"}
+
+
 @pytest.mark.parametrize(("rule", "value", "near"), [("licence", "mit", "MIT"), ("uploader", "anne", "ann"), ("source", "Othre", "other"), ("video", "elsewhere/a.mp4", "pool/a.mp4")])
 def test_nothing_meant_is_an_error_that_names_near_misses(whole: World, rule: str, value: str, near: str) -> None:
     with pytest.raises(InputError, match=f"near misses: .*{near}"):
         match_videos(whole.store, Selector(rule, value))
+
+
+def test_a_name_too_long_for_a_path_is_no_path(whole: World) -> None:
+    with pytest.raises(InputError, match="there are 10 others"):
+        match_videos(whole.store, Selector("video", 300 * "a"))
 
 
 def test_exactly_one_selector_and_a_reason_are_asked_for(whole: World) -> None:
@@ -195,6 +228,21 @@ def test_bytes_may_be_overwritten_later_and_the_report_follows(world: World) -> 
     assert told["new"] == first["new"] and {"c-a-1", "c-a-2"} < set(told["redaction"]["clips"]) <= {"c-a-0", "c-a-1", "c-a-2", "c-d-0", "c-e-0"}
 
 
+def test_a_tar_that_was_damaged_and_restored_is_overwritten_and_the_report_follows(world: World) -> None:
+    shards = world.store.current("training_shards").path
+    index = read_table(shards / INDEX_FILE, SHARD_INDEX).to_pylist()
+    tar = shards / next(row["shard"] for row in index if row["clip_id"] == "c-f-2")
+    whole = tar.read_bytes()
+    tar.write_bytes(b"no tar" * 400)
+    first = take_down(world.store, Selector("video", "v-f"), "asked", compact=True)
+    assert len(first["redaction"]["damaged"]) == 1 and any("could not be searched" in step for step in first["next"])
+    tar.write_bytes(whole)
+    take_down(world.store, Selector("video", "v-f"), "asked", compact=True)
+    told = json.loads((world.store.root / "takedowns" / first["takedown"] / "report.json").read_text())
+    assert told["redaction"]["damaged"] == [] and set(told["redaction"]["clips"]) == {"c-f-0", "c-f-1", "c-f-2"}
+    assert not any("could not be searched" in step for step in told["next"]) and data_of("c-f-2")[:64] not in tar.read_bytes()
+
+
 def test_only_one_takedown_is_made_at_a_time(world: World) -> None:
     with takedown._alone(world.store), pytest.raises(StoreError, match="another takedown"):
         take_down(world.store, Selector("video", "v-a"), "r")
@@ -238,6 +286,13 @@ def test_unfinished_trainings_on_the_shards_are_named(world: World) -> None:
     (folder / "spec.json").write_text(json.dumps({"recipe": {"name": "big"}, "shards_folder": str(shards.path)}))
     (row,) = take_down(world.store, Selector("video", "v-f"), "r")["unfinished"]
     assert row["training"] == "pretrained_encoder[big]" and row["newest_checkpoint"] == "step-000040"
+
+
+def test_long_words_in_what_a_training_was_asked_for_are_no_paths(world: World) -> None:
+    work = world.store.root / "work" / "pretrained_encoder" / "nano" / "later"
+    work.mkdir(parents=True)
+    (work / "spec.json").write_text(json.dumps({"notes": 400 * "a"}))
+    assert take_down(world.store, Selector("video", "v-f"), "asked", dry_run=True)["unfinished"] == []
 
 
 def test_html_escapes_what_the_store_and_the_reason_say(world: World) -> None:

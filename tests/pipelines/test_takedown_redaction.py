@@ -16,6 +16,7 @@ import pytest
 import webdataset
 from takedown_world import Video, World, data_of
 
+from pipelines.errors import StoreError
 from pipelines.lineage.takedown import redaction
 from pipelines.lineage.takedown.redaction import members, redact
 from pipelines.schemas import SHARD_INDEX, read_table
@@ -114,6 +115,54 @@ def test_asked_again_nothing_is_touched_and_a_later_takedown_adds_to_it(world: W
     for artefact in shards_of(world):
         assert {clip for entry in redactions(artefact.path).values() for clip in entry["clips"]} == {*GONE, "c-b-0", "c-b-2"}
         assert world.store.verify(artefact) == []
+
+
+@pytest.mark.parametrize("text", [None, "{", "[]", '{"shard-000000.tar": {}}'])
+def test_notes_that_are_missing_or_damaged_are_told_anew_from_tars_and_index(world: World, text: str | None) -> None:
+    redact(world.store, TAKEN, "t")
+    noted = {artefact.path: redactions(artefact.path) for artefact in shards_of(world)}
+    for folder in noted:
+        (folder / REDACTIONS).unlink()
+        if text is not None:
+            (folder / REDACTIONS).write_text(text)
+            with pytest.raises(StoreError, match=r"is damaged .* --compact"):
+                redactions(folder)
+    redact(world.store, TAKEN, "t")
+    assert noted == {folder: redactions(folder) for folder in noted}
+
+
+def test_shards_that_linked_a_tar_after_its_redaction_say_so_after_the_next_call(world: World) -> None:
+    first = shards_of(world)[0]
+    redact(world.store, TAKEN, "t")
+    late = world.shard(links=first, late=True)
+    assert not redactions(late.path)
+    redact(world.store, TAKEN, "u")
+    assert redactions(late.path) == redactions(first.path) | {name: {**entry, "takedown": "u"} for name, entry in redactions(first.path).items()}
+    assert world.store.verify(late) == []
+
+
+def test_a_writer_whose_work_was_removed_is_told_why(world: World) -> None:
+    store = world.store
+
+    def build(folder: Path) -> dict[str, Any]:
+        work = store.root / "work" / "training_shards" / "_" / folder.name.split("-")[1]
+        work.mkdir(parents=True)
+        (work / "c-a-0.mp4").write_bytes(data_of("c-a-0"))
+        redact(store, TAKEN, "t", clip_ids=["c-a-0"])
+        shutil.copy(work / "c-a-0.mp4", folder)
+        return {}
+
+    with pytest.raises(StoreError, match=r"removed while it was being made .* run again; a takedown"):
+        store.produce("training_shards", build, config={"under": "way"})
+    assert not files_with(store.root, data_of("c-a-0")[:64])
+
+
+def test_work_that_somebody_goes_on_filling_is_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = world.store.root / "work" / "training_shards" / "_" / "x1"
+    work.mkdir(parents=True)
+    (work / "c-a-0.mp4").write_bytes(b"")
+    monkeypatch.setattr("pipelines.lineage.takedown.redaction.shutil.rmtree", lambda *_, **__: None)
+    assert redact(world.store, TAKEN, "t", clip_ids=["c-a-0"]).damaged == (f"{work}: it is being written: end what writes there",)
 
 
 def test_a_rehearsal_writes_nothing(world: World) -> None:

@@ -49,6 +49,14 @@ def test_span_decoded_after_a_seek_is_the_span_decoded_through(video: Path, fold
     assert np.array_equal(frames[0], to_array(everything[37][1])) and np.array_equal(frames[-1], to_array(everything[60][1]))
 
 
+@pytest.mark.parametrize("suffix", ["mp4", "avi", "mkv"])
+def test_title_that_is_no_utf_8_keeps_no_video_out(video: Path, folder: Path, suffix: str) -> None:
+    titled = folder / f"titled.{suffix}"
+    command = [ffmpeg_binary(), "-y", "-loglevel", "error", "-i", str(video), "-c", "copy", "-metadata", b"title=caf\xe9", str(titled)]
+    subprocess.run(command, check=True)
+    assert probe_file(titled)["frames"] == probe_file(video)["frames"] > 0
+
+
 def test_span_is_resized(video: Path) -> None:
     row = probe_file(str(video))
     frames, times = decode_span(video, 0, 2**40, (row["time_base_num"], row["time_base_den"]), size=(48, 64))

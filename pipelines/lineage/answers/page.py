@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.identity import digest_of
-from pipelines.lineage.render import cell, dagster_lines, render_html
+from pipelines.lineage.render import cell, dagster_lines, render_html, unseen_text
 from pipelines.lineage.spans import spans_text
 from pipelines.report.markup import cards, document, section, table
 from pipelines.store import Store, write_atomic
@@ -93,7 +93,7 @@ def _source_parts(answer: dict[str, Any]) -> list[Part]:
     seen = [{**row, "phases": ", ".join(f"{name} {count:,}" for name, count in row["phases"].items()) or "in its shards, never drawn"} for row in answer["checkpoints"]]
     counts = ("samples", "seconds", "distinct_seconds", "share_of_samples")
     names = ("checkpoint", "digest", "current", "phases", *(() if subject["kind"] == "clip" else ("videos", "clips")), *counts)
-    checkpoints = _table(seen, names) or "<p>No checkpoint's shards hold it: none has seen it.</p>"
+    checkpoints = _table(seen, names) or f"<p>{html.escape(unseen_text(answer['untold']).capitalize())}.</p>"
     standing = _table(answer["stands_on_them"], ("artefact", "digest", "current"))
     if answer.get("spans_s"):
         length = subject["duration_s"] or subject["end_s"] or 1.0

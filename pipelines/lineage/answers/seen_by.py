@@ -90,7 +90,8 @@ def about_group(store: Store, column: Group, value: str, trainings: Trainings | 
         names = sorted({name for name in (*videos.table[column].unique().to_pylist(), *drawn) if name})
         close = difflib.get_close_matches(value, names, 5, 0.3) or names[:5]
         raise InputError(
-            f"no video of this store has the {column} {value}", expected=f"the {column} of a video", found=f"nearest: {', '.join(close) or 'none'}",
+            f"no video of this store has the {column} {value}", expected=f"the {column} of a video",
+            found=f"nearest: {', '.join(close) or 'none'}" + (f"; and {len(answer['untold'])} checkpoints whose shards cannot be told" if answer["untold"] else ""),
             remedy="names are compared letter by letter",
         )  # fmt: skip
     return {

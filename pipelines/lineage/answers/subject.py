@@ -13,17 +13,13 @@ import pyarrow.compute as pc
 
 from pipelines import schemas
 from pipelines.errors import InputError, MissingArtefact
+from pipelines.lineage.takedown.sightings import VIDEO_TABLES
 from pipelines.lineage.tree import SHORTEST, every_artefact, matches
 from pipelines.store import Artefact, Store
 from pipelines.tombstones import tombstone_rows
 
 NEAREST = 5
 COMPARED = 20_000  # file names that a wrong one is compared with, letter by letter
-KNOWN_BY = {
-    "clips": ("clips.parquet", schemas.CLIPS), "target_videos": ("clips.parquet", schemas.CLIPS), "distinct_clips": ("clips.parquet", schemas.CLIPS),
-    "training_shards": ("shard_index.parquet", schemas.SHARD_INDEX), "videos": ("videos.parquet", schemas.VIDEOS),
-}  # fmt: skip
-"""The tables that know a clip or a video by name; any of them may outlive the others."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +95,7 @@ class Tables:
 
     def _columns(self, name: str) -> Iterator[pa.ChunkedArray]:
         for item in self.artefacts:
-            file, schema = KNOWN_BY.get(item.asset, ("", schemas.VIDEOS))
+            file, schema = VIDEO_TABLES.get(item.asset, ("", schemas.VIDEOS))
             if file and name in schema.names and (item.path / file).is_file():
                 yield schemas.read_table(item.path / file, schema, [name]).column(name)
         if name in schemas.TOMBSTONES.names:
@@ -115,7 +111,7 @@ class Tables:
         exact: dict[str, None] = {}
         ends: dict[str, None] = {}
         for item in self.artefacts:
-            file, schema = KNOWN_BY.get(item.asset, ("", schemas.SHARD_INDEX))
+            file, schema = VIDEO_TABLES.get(item.asset, ("", schemas.SHARD_INDEX))
             if "path" not in schema.names or not (item.path / file).is_file():
                 continue
             table = schemas.read_table(item.path / file, schema, ["path", "video_id"])
@@ -137,7 +133,7 @@ class Tables:
         """Every clip_id of a video, or the video_id of a clip, by any table that has both; sorted."""
         found: set[str] = set()
         for item in self.artefacts:
-            file, schema = KNOWN_BY.get(item.asset, ("", schemas.VIDEOS))
+            file, schema = VIDEO_TABLES.get(item.asset, ("", schemas.VIDEOS))
             if known in schema.names and wanted in schema.names:
                 found |= {row[wanted] for row in rows_where(item.path / file, schema, known, [value])}
         stones = tombstone_rows(self.store.root)

@@ -111,10 +111,8 @@ def check_shard_bytes(shelf: Shelf, item: Item) -> Told:
     hurt = sorted(where for where in shelf.damaged if where.startswith(item.place + "/"))
     if hurt:
         raise Unjudged(f"{several(hurt)} of it damaged or gone")
-    index = shelf.table(item, INDEX_FILE, SHARD_INDEX, ["clip_id", "width", "weight"])
+    index = shelf.table(item, INDEX_FILE, SHARD_INDEX, ["clip_id", "weight"])
     insist_on_unique(index, item, INDEX_FILE)
-    if not _tells_form(index):
-        raise Unjudged("its index is of version 1, which tells too little of each clip; the tars are as they were sealed")
     if _bad(index.column("weight").to_numpy()).any() or any(True for _ in _other_rows(shelf, item)):
         raise Unjudged("its index does not agree with the selection and the clips")
     problems = verify_shards(item.folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,7 +65,7 @@ def match_videos(store: Store, selector: Selector) -> list[Match]:
     Raises `InputError` that names near misses when it means none.
     """
     why = _meant(store, selector)
-    if not why and selector.rule == "video" and Path(selector.value).is_file():
+    if not why and selector.rule == "video" and os.path.isfile(selector.value):
         from pipelines.video.probe import probe_file
 
         stream = probe_file(selector.value).get("video_id", "")
@@ -95,7 +96,9 @@ def _meant(store: Store, selector: Selector) -> dict[str, set[str]]:
 
 
 def _fits(values: pa.ChunkedArray, column: str, selector: Selector) -> NDArray[np.bool_]:
-    asked = {selector.value, str(Path(selector.value).absolute())} if column == "path" else {selector.value}
+    asked = {selector.value}
+    if column == "path":  # "clips/ann/" is no beginning of clips/annabelle
+        asked.add(str(Path(selector.value).absolute()) + ("/" if selector.value.endswith("/") else ""))
     if selector.rule == "source":
         hits = [pc.starts_with(values, pattern=text) for text in sorted(asked)]
     else:

@@ -4,6 +4,7 @@ artefacts that still hold something made from the clips."""
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
@@ -136,9 +137,8 @@ def unfinished_touched(store: Store, shards: list[dict[str, Any]]) -> list[dict[
         folder = path.parent
         if (store.root / "artefacts" / folder.relative_to(store.root / "work") / MANIFEST).is_file():
             continue
-        told = json.loads(path.read_text())
-        manifests = [Path(part) / MANIFEST for part in _texts(told) if (Path(part) / MANIFEST).is_file()]
-        read = {json.loads(manifest.read_text()).get("digest") for manifest in manifests}
+        manifests = [Path(part) / MANIFEST for part in _texts(json.loads(path.read_text()))]
+        read = {json.loads(manifest.read_text()).get("digest") for manifest in manifests if os.path.isfile(manifest)}
         if digests & read:
             asset, partition, _ = folder.relative_to(store.root / "work").parts
             steps = sorted(item.name for item in (folder / "checkpoints").glob("*") if item.is_dir())

@@ -3,7 +3,7 @@
 A tar may be linked into several artefacts: it is overwritten once, and each of them says so in its REDACTIONS.json. The
 order makes a kill harmless. First every artefact notes what is about to change, with no digest; then the data becomes
 zeros, is flushed, and only then loses its name; last the new digests are noted. Whatever is still there by name is
-overwritten by the next call.
+overwritten by the next call, and what is missing or damaged in a REDACTIONS.json is told anew from the tar and the index.
 """
 
 from __future__ import annotations
@@ -14,21 +14,25 @@ import re
 import shutil
 import tarfile
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from pipelines import schemas
+from pipelines.errors import StoreError
 from pipelines.identity import file_sha256
 from pipelines.reporting import Progress
 from pipelines.shards.index import INDEX_FILE
+from pipelines.shards.tars import BLOCK, header_of
+from pipelines.shards.verify import by_shard
 from pipelines.store import MANIFEST, Store, write_atomic
-from pipelines.tombstones import REDACTIONS, Tombstones, redactions
+from pipelines.tombstones import REDACTED, REDACTIONS, Tombstones, redactions
 
-PREFIX = "__redacted__/"  # stock webdataset takes names of the form __.../ for metadata and skips them
-BLOCK = tarfile.BLOCKSIZE
 CHUNK = 1 << 20
-_MARKED = re.compile(re.escape(PREFIX) + r"\d+")
+TRIES = 5  # at removing a work folder in which somebody goes on writing
+_MARKED = re.compile(re.escape(REDACTED) + r"\d+")
 
 
 @dataclass(frozen=True)
@@ -49,16 +53,17 @@ class Member:
         return _MARKED.fullmatch(self.name) is not None
 
 
-@dataclass
-class Tar:
-    """One tar of the store: its `links` (artefact folder, name in it), and clip_id -> video_id of what their indexes list."""
+@dataclass(frozen=True)
+class Link:
+    """One name of a tar: `name` in the artefact `folder`. `listed` are the ids of the clips that its index has there (a text column)."""
 
-    links: list[tuple[Path, str]] = field(default_factory=list)
-    listed: dict[str, str] = field(default_factory=dict)
+    folder: Path
+    name: str
+    listed: pa.ChunkedArray
 
     @property
     def path(self) -> Path:
-        return self.links[0][0] / self.links[0][1]
+        return self.folder / self.name
 
 
 @dataclass(frozen=True)
@@ -84,44 +89,57 @@ def redact(store: Store, taken: Tombstones, takedown: str, clip_ids: Collection[
 
     `clip_ids` are clips of the covered videos, as far as any table names them.
     """
-    covered = frozenset(clip_ids) | taken.clip_ids
+    covered = set(clip_ids) | taken.clip_ids
     # Work first: what a build under way would still link or publish is gone before the sealed tars are listed.
-    work = [folder for folder in _unfinished(store) if _holds(folder, taken, covered)]
-    for folder in work if not rehearse else []:
-        shutil.rmtree(folder)
-    tars = _tars(store)
+    unfinished = _unfinished(store)
+    work = [folder for folder in unfinished if _holds(folder, taken, covered)]
+    drafts = tuple(f".draft-{folder.name}-" for folder in work)  # of which these are the parts: their writer must not go on
+    work = [folder for folder in unfinished if folder in work or folder.name.startswith(drafts)]
+    damaged = [] if rehearse else _remove(work)
+    tars, of_videos = _tars(store, taken)
+    covered |= of_videos
     clips: set[str] = set()
-    size, names, damaged = 0, [], []
+    size, names = 0, []
     with Progress("redaction", len(tars), "tars") as progress:
-        for done, tar in enumerate(tars, start=1):
+        for done, links in enumerate(tars, start=1):
             try:
-                found = _covered(tar, taken, covered)
+                there = list(members(links[0].path))
             except tarfile.TarError as error:
-                damaged.append(f"{tar.path}: {error}")
+                damaged.append(f"{links[0].path}: {error}")
             else:
+                found = _covered(links, there, taken, covered)
                 size += sum(member.size for member in found)
                 clips |= {member.clip_id for member in found}
-                names += [str((folder / name).relative_to(store.root)) for folder, name in tar.links if found]
+                names += [str(link.path.relative_to(store.root)) for link in links if found]
                 if not rehearse:
-                    _redact_tar(tar, found, takedown)
-            progress(done, text=tar.path.name)
+                    _redact_tar(links, there, found, takedown)
+            progress(done, text=links[0].name)
     return Redaction(tuple(sorted(clips)), size, tuple(sorted(names)), tuple(str(folder) for folder in work), tuple(damaged))
 
 
-def _tars(store: Store) -> list[Tar]:
-    """Every tar of every training_shards artefact, once however many names it has."""
-    found: dict[tuple[int, int], Tar] = {}
+def _remove(folders: list[Path]) -> list[str]:
+    """Remove unfinished work; what a writer goes on filling is told, to be asked for again."""
+    for folder in folders:
+        for _ in range(TRIES):
+            shutil.rmtree(folder, ignore_errors=True)
+    return [f"{folder}: it is being written: end what writes there" for folder in folders if folder.exists()]
+
+
+def _tars(store: Store, taken: Tombstones) -> tuple[list[list[Link]], set[str]]:
+    """Every tar of every training_shards artefact with all its names, and the clips of taken videos that their indexes list."""
+    found: dict[tuple[int, int], list[Link]] = {}
+    covered: set[str] = set()
     for manifest in sorted((store.root / "artefacts" / "training_shards").glob(f"*/[!.]*/{MANIFEST}")):
-        folder, listed = manifest.parent, {}
+        folder, listed = manifest.parent, dict[str, pa.ChunkedArray]()
         if (folder / INDEX_FILE).is_file():
-            index = schemas.read_table(folder / INDEX_FILE, schemas.SHARD_INDEX, ["clip_id", "video_id"])
-            listed = dict(zip(*(index.column(name).to_pylist() for name in ("clip_id", "video_id")), strict=True))
+            index = schemas.read_table(folder / INDEX_FILE, schemas.SHARD_INDEX, ["clip_id", "video_id", "shard"])
+            covered |= set(index.column("clip_id").filter(pa.array(taken.among(index.column("clip_id"), index.column("video_id")))).to_pylist())
+            listed = {name: part.column("clip_id") for name, part in by_shard(index).items()}
         for path in sorted(folder.rglob("*.tar")):
-            status = path.stat()
-            tar = found.setdefault((status.st_dev, status.st_ino), Tar())
-            tar.links.append((folder, path.relative_to(folder).as_posix()))
-            tar.listed = tar.listed | listed if tar.listed else listed
-    return list(found.values())
+            status, name = path.stat(), path.relative_to(folder).as_posix()
+            link = Link(folder, name, listed.get(name, pa.chunked_array([], pa.string())))
+            found.setdefault((status.st_dev, status.st_ino), []).append(link)
+    return list(found.values()), covered
 
 
 def members(path: Path) -> Iterator[Member]:
@@ -133,14 +151,12 @@ def members(path: Path) -> Iterator[Member]:
             yield Member(number, member.name, member.offset_data, member.size)
 
 
-def _covered(tar: Tar, taken: Tombstones, covered: Collection[str]) -> list[Member]:
+def _covered(links: list[Link], there: list[Member], taken: Tombstones, covered: set[str]) -> list[Member]:
     """Members of covered clips that are still there, by their names; by their sidecars where no index lists them."""
-    there = list(members(tar.path))
-    videos = dict(tar.listed)
-    for member in there:
-        if member.name.endswith(".json") and member.clip_id not in videos and not member.redacted:
-            videos[member.clip_id] = _video_in(tar.path, member)
-    return [member for member in there if not member.redacted and (member.clip_id in covered or taken.covers(member.clip_id, videos.get(member.clip_id, "")))]
+    listed = {name for link in links for name in link.listed.to_pylist()}
+    unlisted = [member for member in there if member.name.endswith(".json") and not member.redacted and member.clip_id not in listed]
+    own = {member.clip_id for member in unlisted if _video_in(links[0].path, member) in taken.video_ids}
+    return [member for member in there if not member.redacted and (member.clip_id in covered or member.clip_id in own)]
 
 
 def _video_in(path: Path, sidecar: Member) -> str:
@@ -152,19 +168,32 @@ def _video_in(path: Path, sidecar: Member) -> str:
             return ""
 
 
-def _redact_tar(tar: Tar, found: list[Member], takedown: str) -> None:
-    notes = [redactions(folder) for folder, _ in tar.links]
-    clips = sorted({member.clip_id for member in found})
+def _redact_tar(links: list[Link], there: list[Member], found: list[Member], takedown: str) -> None:
+    notes = [_noted(link.folder) for link in links]
+    clips = {member.clip_id for member in found}
+    kept = {member.clip_id for member in there if not member.redacted} - clips
+    overwritten = bool(found) or any(member.redacted for member in there)
+    pending = []
+    for link, note in zip(links, notes, strict=True):
+        former = note.get(link.name, {"clips": [], "sha256": None, "takedown": takedown})
+        gone = clips | set(former["clips"]) | (set(link.listed.to_pylist()) - kept if overwritten else set())
+        if found or gone != set(former["clips"]):  # also of an artefact that linked the tar, or lost its note, after an earlier call
+            former = {"sha256": None, "clips": sorted(gone), "takedown": takedown if found else former["takedown"]}
+            _note(link.folder, note, link.name, former)
+        if link.name in note and former["sha256"] is None:
+            pending.append((link, note))
     if found:
-        for (folder, name), note in zip(tar.links, notes, strict=True):
-            former = note.get(name, {}).get("clips", [])
-            _note(folder, note, name, {"sha256": None, "clips": sorted({*former, *clips}), "takedown": takedown})
-        overwrite(tar.path, found)
-    pending = [(link, note) for link, note in zip(tar.links, notes, strict=True) if note.get(link[1], {"sha256": ""})["sha256"] is None]
-    if pending:
-        sha256 = file_sha256(tar.path)
-        for (folder, name), note in pending:
-            _note(folder, note, name, {**note[name], "sha256": sha256})
+        overwrite(links[0].path, found)
+    sha256 = file_sha256(links[0].path) if pending else ""
+    for link, note in pending:
+        _note(link.folder, note, link.name, {**note[link.name], "sha256": sha256})
+
+
+def _noted(folder: Path) -> dict[str, dict[str, Any]]:
+    try:
+        return redactions(folder)
+    except StoreError:  # damaged: told anew
+        return {}
 
 
 def _note(folder: Path, note: dict[str, dict[str, Any]], name: str, entry: dict[str, Any]) -> None:
@@ -184,9 +213,7 @@ def overwrite(path: Path, found: list[Member], put: Callable[[int, bytes, int], 
                 _put(put, descriptor, bytes(min(CHUNK, member.size - start)), member.offset + start)
         os.fsync(descriptor)
         for member in found:
-            header = tarfile.TarInfo(f"{PREFIX}{member.number}")
-            header.size, header.mode = member.size, 0o644
-            _put(put, descriptor, header.tobuf(tarfile.USTAR_FORMAT), member.offset - BLOCK)
+            _put(put, descriptor, header_of(f"{REDACTED}{member.number}", member.size), member.offset - BLOCK)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

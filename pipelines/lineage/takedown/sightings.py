@@ -20,6 +20,7 @@ VIDEO_TABLES = {
     "videos": ("videos.parquet", schemas.VIDEOS), "clips": ("clips.parquet", schemas.CLIPS), "distinct_clips": ("clips.parquet", schemas.CLIPS),
     "target_videos": ("clips.parquet", schemas.CLIPS), "training_shards": (INDEX_FILE, schemas.SHARD_INDEX),
 }  # fmt: skip
+"""The tables that know a clip or a video by name; any of them may outlive the others."""
 FACTS = ("video_id", "path", "source", "licence", "uploader")
 SPAN = ("clip_id", "video_id", "path", "start_s", "end_s")
 SPAN_SCHEMA = pa.schema([pa.field(name, pa.float64() if name.endswith("_s") else pa.string()) for name in SPAN])

@@ -163,6 +163,12 @@ def _write(store: Store, report: dict[str, Any]) -> None:
         write_atomic(folder / REPORT, json.dumps(report, indent=1))
 
 
+def _both(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """Two overwritings as one: what the first could not search, the second could, or tells."""
+    lists = {name: sorted({*before[name], *after[name]}) for name in ("clips", "tars", "work_folders")}
+    return {**lists, "bytes": before["bytes"] + after["bytes"], "damaged": after["damaged"]}
+
+
 def _write_again(store: Store, report: dict[str, Any], earlier: list[dict[str, Any]]) -> None:
     """Nothing was new: finish the report of the takedown that was asked in the same words, where a kill kept it from being
     written or its bytes have been overwritten since. The report of another question stays as it is."""
@@ -174,9 +180,10 @@ def _write_again(store: Store, report: dict[str, Any], earlier: list[dict[str, A
     path = store.root / FOLDER / name / REPORT
     if path.is_file():
         told = json.loads(path.read_text())
-        if not report["compact"] or told["compact"]:
+        before = told.get("redaction")
+        if not report["compact"] or (before and not before["damaged"]):
             return
-        report = {**told, "compact": True, "redaction": report["redaction"]}
+        report = {**told, "compact": True, "redaction": _both(before, report["redaction"]) if before else report["redaction"]}
         report["next"] = _next_steps(report)
     else:
         rows = [row for row in tombstone_rows(store.root).to_pylist() if row["takedown"] == name]
