@@ -21,17 +21,16 @@ from numpy.typing import NDArray
 
 from pipelines import schemas
 from pipelines.curation.cover import component_leaks
-from pipelines.curation.merging import SAME_S, ClipPool, Rows, open_pool
+from pipelines.curation.merging import ClipPool, Rows, open_pool
 from pipelines.curation.neighbours import SearchConfig
 from pipelines.curation.pairs import GrowingFinder, PairRules, Pairs, find_pairs, side_of
 from pipelines.curation.pool_pairs import PoolPairs
+from pipelines.lineage.spans import shares_footage
 from pipelines.lineage.takedown.sightings import SPAN_SCHEMA, clips_by_id
 from pipelines.lineage.tree import every_artefact, input_paths
 from pipelines.parts import Parts
 from pipelines.store import Artefact, Store
 from pipelines.tombstones import Tombstones, read_tombstones, tombstone_rows
-
-SHARED = 0.5  # of the shorter of two spans of one video: they show the same footage
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,12 +71,6 @@ class TakenClips:
     similarity: NDArray[np.float64]
     distance: NDArray[np.float64]
     details: list[str]
-
-
-def shares_footage(start_s: float, end_s: float, other_start_s: float, other_end_s: float) -> bool:
-    """Whether two spans of one video show the same footage: half of the shorter one, or more, lies in the other."""
-    shorter = min(end_s - start_s, other_end_s - other_start_s)
-    return min(end_s, other_end_s) - max(start_s, other_start_s) >= SHARED * max(shorter, SAME_S)
 
 
 def read_taken_down(store: Store, batches: Sequence[tuple[Artefact, Artefact]]) -> TakenDown:

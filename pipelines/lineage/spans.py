@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 SHOWN = 4  # spans of a video in one line of text
+SHARED = 0.5  # of the shorter of two spans of one video: they show the same footage
+LEAST_S = 2e-3  # a span that is shorter is one of rounding
 
 
 def merge_by_group(group: np.ndarray, spans: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -25,6 +27,12 @@ def merge_by_group(group: np.ndarray, spans: np.ndarray) -> tuple[np.ndarray, np
     opens = np.concatenate([[True], (group[1:] != group[:-1]) | (spans[1:, 0] > reach[:-1])])
     closes = np.concatenate([opens[1:], [True]])
     return group[opens], np.stack([spans[opens, 0], reach[closes]], axis=1)
+
+
+def shares_footage(start_s: float, end_s: float, other_start_s: float, other_end_s: float) -> bool:
+    """Whether two spans of one video show the same footage: half of the shorter one, or more, lies in the other."""
+    shorter = min(end_s - start_s, other_end_s - other_start_s)
+    return min(end_s, other_end_s) - max(start_s, other_start_s) >= SHARED * max(shorter, LEAST_S)
 
 
 def spans_text(spans: Sequence[Sequence[float]], shown: int | None = SHOWN) -> str:

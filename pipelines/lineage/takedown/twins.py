@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines import schemas
-from pipelines.curation.taken import shares_footage
+from pipelines.lineage.spans import shares_footage
 from pipelines.lineage.takedown.sightings import clips_by_id, clips_of_videos
 from pipelines.lineage.tree import every_artefact
 from pipelines.store import Store
