@@ -20,12 +20,15 @@ CODE_VERSION = "2"  # the order of samples
 
 class PretrainConfig(dg.Config):
     """Of each rank: CPU `threads`, `workers` that decode clips, steps to `prefetch`, megabytes to keep clips in. None of these
-    changes what is learned from which data. `log_exposures` also writes down what every sample showed (the lineage knows it anyway)."""
+    changes what is learned from which data. A larger share of samples that do not decode than `max_failure_share` ends the run.
+    `log_exposures` also writes down what every sample showed (the lineage knows it anyway).
+    """
 
     threads: int = 1
     workers: int = 1
     prefetch: int = 2
     cache_megabytes: int = 512
+    max_failure_share: float = 0.01
     log_exposures: bool = False
 
 
@@ -56,7 +59,7 @@ def _plan(
 
         spec = run.write_spec(
             task.work_folder, recipe, phase, shards.path, store.root, init_from=parents[0].path if parents else None, threads=config.threads,
-            reading=Reading(config.workers, config.prefetch, config.cache_megabytes * 2**20), log_exposures=config.log_exposures,
+            reading=Reading(config.workers, config.prefetch, config.cache_megabytes * 2**20, config.max_failure_share), log_exposures=config.log_exposures,
         )  # fmt: skip
         jobs = launcher.distributed_jobs(
             "pipelines.pretraining.run", ["--spec", str(spec)], recipe.pretraining.ranks, threads=config.threads
