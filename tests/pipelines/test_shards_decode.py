@@ -83,7 +83,7 @@ def test_a_stream_of_other_colours_or_turned_goes_the_general_way() -> None:
         pytest.skip("TUBELET_SHARED is not set: no shared videos")
     read = 0
     for path in sorted(Path(shared, "data").rglob("*")):
-        if path.suffix not in {".mp4", ".webm", ".mkv", ".mov"} or path.stat().st_size > 3_000_000:
+        if path.suffix not in {".mp4", ".webm", ".mkv", ".mov"} or path.stat().st_size > 110_000:  # the many odd forms are small
             continue
         kind = path.suffix[1:]
         try:
@@ -93,7 +93,7 @@ def test_a_stream_of_other_colours_or_turned_goes_the_general_way() -> None:
         window = decode_clip(path.read_bytes(), whole.times_s[[len(whole.pts) // 2]], kind)
         assert same(window.pictures[0], whole.pictures[len(whole.pts) // 2]) and whole.frame(0).shape == (whole.height, whole.width, 3)
         read += 1
-    assert read >= 3
+    assert read >= 5
 
 
 def test_a_picture_is_one_frame() -> None:
