@@ -115,5 +115,5 @@ class Work:
     def _give_up(self, index: int) -> None:
         if index in self._writers:
             self._writers.pop(index).discard()
-            self._records.pop(index)
+            self._records.pop(index, None)  # an interrupt may have come between the two
 
