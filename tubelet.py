@@ -94,10 +94,13 @@ def build_app():  # type: ignore[no-untyped-def]
         from assets.resources import store_root
         from assets.scrub import scrub_store
         from pipelines.lineage.scrub.text import scrub_json, scrub_text
+        from pipelines.store import make_folder, write_atomic
 
+        if json_file is not None:
+            make_folder(json_file.parent)  # before the long work, not after it
         found = scrub_store(store_root(), asset, quick)
         if json_file is not None:
-            json_file.write_text(scrub_json(found))
+            write_atomic(json_file, scrub_json(found))
         typer.echo(scrub_text(found))
         raise typer.Exit(1 if found.findings else 0)
 

@@ -12,16 +12,24 @@ from dagster._core.definitions.data_version import DATA_VERSION_TAG
 from pipelines.lineage.scrub.files import collect
 from pipelines.lineage.scrub.finding import Finding, Kind, Note, words_of
 from pipelines.lineage.scrub.graph import Pointer
-from pipelines.lineage.scrub.shelf import key_of
-from pipelines.store import NO_PARTITION, Artefact
+from pipelines.store import NO_PARTITION, Artefact, key_of
+
+DATABASE = "dagster"
+"""Dagster's folder in a store."""
+REMEMBERED = 1000
+"""Materializations of one key that are looked through for a version."""
 
 
 def recorded_version(instance: dg.DagsterInstance, asset: str, partition: str | None = None) -> str | None:
     """Data version of the newest materialization that Dagster remembers; None when it remembers none."""
+    return next(iter(recorded_versions(instance, asset, partition, limit=1)), None)
+
+
+def recorded_versions(instance: dg.DagsterInstance, asset: str, partition: str | None = None, limit: int = REMEMBERED) -> list[str | None]:
+    """Data versions of the materializations that Dagster remembers, newest first."""
     wanted = dg.AssetRecordsFilter(dg.AssetKey(asset), asset_partitions=[partition] if partition else None)
-    records = instance.fetch_materializations(wanted, limit=1).records
-    event = records[0].asset_materialization if records else None
-    return (event.tags or {}).get(DATA_VERSION_TAG) if event else None
+    events = [record.asset_materialization for record in instance.fetch_materializations(wanted, limit=limit).records]
+    return [(event.tags or {}).get(DATA_VERSION_TAG) for event in events if event]
 
 
 def observed_version(instance: dg.DagsterInstance, asset: str) -> str | None:
@@ -31,9 +39,14 @@ def observed_version(instance: dg.DagsterInstance, asset: str) -> str | None:
     return (event.tags or {}).get(DATA_VERSION_TAG) if event else None
 
 
+def has_database(root: Path) -> bool:
+    """Whether Dagster remembers anything of the store at `root`; asking Dagster itself would make a database."""
+    return any((root / DATABASE / "history").rglob("*.db"))
+
+
 def dagster_says(root: Path, artefacts: Sequence[Artefact]) -> dict[str, Any]:
     """`agreement` with the database of the store at `root`; where there is none, `of` is 0 and none is made; `why` when it cannot be read."""
-    if not any((root / "dagster" / "history").rglob("*.db")):
+    if not has_database(root):
         return {"agree": 0, "of": 0, "differ": []}
     try:
         with dg.DagsterInstance.get() as instance:
@@ -43,12 +56,12 @@ def dagster_says(root: Path, artefacts: Sequence[Artefact]) -> dict[str, Any]:
 
 
 def agreement(instance: dg.DagsterInstance, artefacts: Sequence[Artefact]) -> dict[str, Any]:
-    """Whether Dagster's newest data version of each artefact's key is the artefact's digest: {agree, of, differ: [{artefact, digest, newest}]}."""
+    """Whether Dagster remembers each artefact, current or older, under its digest: {agree, of, differ: [{artefact, digest, newest}]}."""
     differ = []
     for item in artefacts:
-        newest = recorded_version(instance, item.asset, None if item.partition == NO_PARTITION else item.partition)
-        if newest != item.digest:
-            differ.append({"artefact": item.key, "digest": item.digest, "newest": newest})
+        versions = recorded_versions(instance, item.asset, None if item.partition == NO_PARTITION else item.partition)
+        if item.digest not in versions:
+            differ.append({"artefact": item.key, "digest": item.digest, "newest": versions[0] if versions else None})
     return {"agree": len(artefacts) - len(differ), "of": len(artefacts), "differ": differ}
 
 

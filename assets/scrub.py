@@ -9,11 +9,9 @@ from pathlib import Path
 
 import dagster as dg
 
-from assets.lineage import recorded_findings
+from assets.lineage import DATABASE, has_database, recorded_findings
 from pipelines.lineage.scrub.finding import Finding, Kind, Note, words_of
 from pipelines.lineage.scrub.store import Scrubbed, belongs, scrub
-
-DATABASE = "dagster"
 
 
 def scrub_store(root: Path, assets: Sequence[str] = (), quick: bool = False, instance: dg.DagsterInstance | None = None) -> Scrubbed:
@@ -29,7 +27,7 @@ def scrub_store(root: Path, assets: Sequence[str] = (), quick: bool = False, ins
 
 
 def _recorded(root: Path, instance: dg.DagsterInstance | None) -> Iterator[Finding | Note]:
-    if instance is None and not any((root / DATABASE / "history").rglob("*.db")):
+    if instance is None and not has_database(root):
         yield Note("", DATABASE, "Dagster has no database here: files alone were looked at")
         return
     try:

@@ -32,9 +32,8 @@ from pathlib import Path
 from typing import Any
 
 from models.errors import TubeletError
-from pipelines.errors import MissingArtefact, StoreError
+from pipelines.errors import InputError, MissingArtefact, StoreError
 from pipelines.identity import canonical_json, digest_of, file_sha256
-from pipelines.tombstones import redactions
 
 logger = logging.getLogger("tubelet.store")
 
@@ -47,6 +46,14 @@ SEALED = frozenset({"asset", "partition", "identity", "digest", "config", "input
 FULL_WORDS = ("no space left on device", "disk is full")
 DENIED_WORDS = ("readonly database", "unable to open database", "disk i/o error")
 NO_ROOM_BYTES = 2**20
+NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP)  # another file system, or one without hard links
+REDACTIONS = "REDACTIONS.json"
+"""Beside an artefact's manifest: which of its tars had the bytes of clips overwritten since it was sealed."""
+
+
+def key_of(asset: str, partition: str) -> str:
+    """How an artefact is called: `asset`, or `asset[partition]`."""
+    return asset if partition == NO_PARTITION else f"{asset}[{partition}]"
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,7 @@ class Artefact:
 
     @property
     def key(self) -> str:
-        return self.asset if self.partition == NO_PARTITION else f"{self.asset}[{self.partition}]"
+        return key_of(self.asset, self.partition)
 
     def file(self, name: str) -> Path:
         """Path of a member, which must be in the manifest's folder."""
@@ -267,7 +274,7 @@ class Store:
         """The current, validated artefact of `asset`; raises `MissingArtefact` with what to materialize."""
         name = partition or NO_PARTITION
         pointer = self.root / "current" / asset / f"{name}.json"
-        label = asset if partition is None else f"{asset}[{partition}]"
+        label = key_of(asset, name)
         if not pointer.exists():
             raise MissingArtefact(
                 f"{label} has not been made yet", expected="a validated artefact", found="none",
@@ -302,6 +309,27 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             remedy=f"restore that file, or delete {folder} and make it again; `tubelet scrub` names all that is damaged",
         )  # fmt: skip
     return manifest
+
+
+def redactions(folder: Path) -> dict[str, dict[str, Any]]:
+    """{tar: {"sha256", "clips", "takedown"}} of an artefact's tars whose bytes of taken clips were overwritten; {} mostly.
+
+    The manifest keeps the digests of before. No `sha256` (None) means that the overwriting was interrupted: the same
+    takedown with --compact finishes it.
+    """
+    try:
+        noted: dict[str, dict[str, Any]] = json.loads((folder / REDACTIONS).read_text())
+        whole = all(entry.keys() >= {"sha256", "clips", "takedown"} for entry in noted.values())
+    except FileNotFoundError:
+        return {}
+    except (ValueError, AttributeError):
+        whole = False
+    if not whole:
+        raise StoreError(
+            f"{folder / REDACTIONS} is damaged", expected="{tar: {sha256, clips, takedown}}", found="something else",
+            remedy="run a takedown with --compact again: it tells from the tars what was overwritten",
+        )  # fmt: skip
+    return noted
 
 
 @contextlib.contextmanager
@@ -407,6 +435,15 @@ def disk_error(error: BaseException, root: Path) -> StoreError | None:
 def _touches(name: Any, root: Path) -> bool:
     """Whether a path from an error lies in `root`, or on the way to it."""
     return isinstance(name, str) and (Path(name).is_relative_to(root) or root.is_relative_to(name))
+
+
+def make_folder(folder: Path) -> Path:
+    """A folder that a person has named to be written into, made where it is not there; `InputError` when it cannot be one."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError(f"{folder} cannot be written into", expected="a folder, or a place for one", found=str(error), remedy="name another place") from error
+    return folder
 
 
 def write_atomic(path: Path, text: str) -> None:

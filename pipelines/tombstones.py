@@ -7,7 +7,6 @@ forbidden is their union. Nothing else is needed to tell whether a clip may be u
 from __future__ import annotations
 
 import errno
-import json
 import os
 import uuid
 from collections.abc import Iterable, Sequence
@@ -23,13 +22,9 @@ from numpy.typing import NDArray
 from pipelines import schemas
 from pipelines.errors import StoreError
 from pipelines.identity import digest_of
+from pipelines.store import NO_LINKS
 
 FOLDER = "tombstones"
-NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP)  # another file system, or one without hard links
-REDACTIONS = "REDACTIONS.json"
-"""Beside an artefact's manifest: which of its tars had the bytes of clips overwritten since it was sealed."""
-REDACTED = "__redacted__/"
-"""Names of members that a takedown has overwritten with zeros begin so; webdataset takes names of the form __.../ for metadata."""
 
 
 @dataclass(frozen=True)
@@ -101,27 +96,6 @@ def write_tombstones(root: Path, takedown: str, rows: Sequence[dict[str, Any]]) 
     finally:
         temporary.unlink(missing_ok=True)
     return path
-
-
-def redactions(folder: Path) -> dict[str, dict[str, Any]]:
-    """{tar: {"sha256", "clips", "takedown"}} of an artefact's tars whose bytes of taken clips were overwritten; {} mostly.
-
-    The manifest keeps the digests of before. No `sha256` (None) means that the overwriting was interrupted: the same
-    takedown with --compact finishes it.
-    """
-    try:
-        noted: dict[str, dict[str, Any]] = json.loads((folder / REDACTIONS).read_text())
-        whole = all(entry.keys() >= {"sha256", "clips", "takedown"} for entry in noted.values())
-    except FileNotFoundError:
-        return {}
-    except (ValueError, AttributeError):
-        whole = False
-    if not whole:
-        raise StoreError(
-            f"{folder / REDACTIONS} is damaged", expected="{tar: {sha256, clips, takedown}}", found="something else",
-            remedy="run a takedown with --compact again: it tells from the tars what was overwritten",
-        )  # fmt: skip
-    return noted
 
 
 def _read(root: Path, name: str) -> pa.Table:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipelines.lineage.spans import spans_text
 from pipelines.lineage.tree import Node
-from pipelines.store import NO_PARTITION
+from pipelines.store import key_of
 
 FACTS = 5
 
@@ -37,7 +37,7 @@ def facts_text(facts: dict[str, Any]) -> str:
 
 def render_html(node: Mapping[str, Any]) -> str:
     """A tree (`Node.to_dict`) as nested, foldable HTML; self-contained, everything from the store escaped."""
-    key = node["asset"] if node["partition"] == NO_PARTITION else f"{node['asset']}[{node['partition']}]"
+    key = key_of(node["asset"], node["partition"])
     facts = "(above)" if node["repeated"] else facts_text(node["facts"])
     line = f"<b>{html.escape(key)}</b> <code>{html.escape(node['digest'])}</code> <span class='facts'>{html.escape(facts)}</span>"
     if not node["children"]:

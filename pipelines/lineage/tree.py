@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import InputError, MissingArtefact
-from pipelines.store import MANIFEST, NO_PARTITION, Artefact, Store, read_manifest
+from pipelines.store import MANIFEST, NO_PARTITION, Artefact, Store, key_of, read_manifest
 
 SHORTEST = 8  # characters of a digest that are taken for a name
 
@@ -29,7 +29,7 @@ class Node:
 
     @property
     def key(self) -> str:
-        return f"{self.asset}[{self.partition}]" if self.partition != "_" else self.asset
+        return key_of(self.asset, self.partition)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, children nested."""
@@ -98,7 +98,7 @@ def matches(store: Store, name: str) -> list[Artefact]:
         names = store.partitions(asset)
         if not partition and len(names) == 1:
             partition = names[0]
-        return [store.current(asset, partition if partition != "_" else None) if partition else store.current(asset)]
+        return [store.current(asset, partition if partition != NO_PARTITION else None) if partition else store.current(asset)]
     if len(name) < SHORTEST:
         return []
     current = current_paths(store)

@@ -11,7 +11,7 @@ from pipelines.errors import MissingArtefact
 from pipelines.report.collect import collect, digests
 from pipelines.report.page import render
 from pipelines.report.verdict import check, judge, verdict_lines
-from pipelines.store import Store, write_atomic
+from pipelines.store import Store, make_folder, write_atomic
 
 CURATION_PAGE = "curation/index.html"
 """In the store, where `tubelet curate` and `tubelet curation page` write it."""
@@ -27,7 +27,7 @@ def write(store: Store, recipe: str, folder: Path) -> dict[str, Any]:
     numbers["curation"]["page"] = os.path.relpath(curated, folder) if curated.is_file() else None
     page = render(store, numbers)
     with store.writing():
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         write_atomic(folder / "index.html", page)
         write_atomic(folder / "report.json", json.dumps(numbers, indent=1))
     return numbers

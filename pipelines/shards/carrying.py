@@ -19,7 +19,8 @@ from pipelines.parts import Parts
 from pipelines.shards.form import ShardConfig
 from pipelines.shards.tars import member_places, shard_number
 from pipelines.shards.verify import Expected, expected_tars, index_is_sealed, tar_problems
-from pipelines.tombstones import NO_LINKS, Tombstones
+from pipelines.store import NO_LINKS
+from pipelines.tombstones import Tombstones
 
 logger = logging.getLogger("tubelet.shards")
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
-import tarfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,9 @@ from pipelines import schemas
 from pipelines.errors import InputError, Reject
 from pipelines.reporting import Progress
 from pipelines.shards.decode import IMAGES, DecodeFailure, decode_clip, list_packets
-from pipelines.shards.index import INDEX_FILE, ShardError
+from pipelines.shards.index import INDEX_FILE, ShardError, Stored
+from pipelines.video.decode import Clock
+from pipelines.video.media import TarTable, member_path, tar_table
 from pipelines.video.packets import PayloadHash
 
 logger = logging.getLogger("tubelet.shards")
@@ -28,24 +28,6 @@ VIDEOS = frozenset({"mp4", "mov", "m4v", "mkv", "webm", "avi"})
 FOUND = "found"
 REJECTS = "quarantine.parquet"
 PICTURE_RATE = 1.0  # 1/s: a picture counts as shown for a second
-
-
-@dataclass(frozen=True)
-class Member:
-    """One file in a tar: where its data begins, and the data."""
-
-    name: str
-    offset: int
-    data: bytes
-
-    @property
-    def key(self) -> str:
-        """The file's name up to its first dot: webdataset's key of its sample without the folder."""
-        return self.name.rpartition("/")[2].partition(".")[0]
-
-    @property
-    def kind(self) -> str:
-        return self.name.rpartition(".")[2].lower()
 
 
 def index_tars(folder: Path, source: str = "", licence: str = "", uploader: str = "", progress: Callable[..., None] | None = None) -> dict[str, Any]:
@@ -63,19 +45,18 @@ def index_tars(folder: Path, source: str = "", licence: str = "", uploader: str 
     rows: list[dict[str, Any]] = []
     rejects: list[dict[str, Any]] = []
     for done, tar in enumerate(tars, start=1):
-        for member in _media(tar):
+        table = _insist_on_whole(tar)
+        if table.unnamed:
+            rejects.append(_reject(tar, "", source, b"", f"{table.unnamed} members whose names are not UTF-8"))
+        for offset, member in _media(tar, table):
             try:
                 measured = _picture(member) if member.kind in IMAGES else _video(member)
             except (av.FFmpegError, DecodeFailure, IndexError, ValueError) as error:
-                logger.warning("%s in %s cannot be used: %s", member.name, tar, error)
-                rejects.append({
-                    "path": f"{tar}::{member.name}", "batch": "", "source": source, "bytes": len(member.data), "code": Reject.DECODE_ERROR.value,
-                    "detail": str(error), "attempts": 1, "poison": False, "sha256": sha256(member.data).hexdigest(),
-                })  # fmt: skip
+                rejects.append(_reject(tar, member.name, source, member.data, str(error)))
                 continue
             rows.append({
-                **measured, "clip_id": member.key, "shard": tar.name, "offset": member.offset, "length": len(member.data),
-                "sha256": sha256(member.data).hexdigest(), "weight": 1.0, "form": FOUND, "source": source, "licence": licence, "uploader": uploader,
+                **measured, "clip_id": member.clip_id, "shard": tar.name, "offset": offset, "length": len(member.data), "sha256": member.sha256,
+                "weight": 1.0, "form": FOUND, "source": source, "licence": licence, "uploader": uploader,
                 "source_start_s": measured["first_pts_s"], "source_end_s": measured["last_pts_s"] + 1 / measured["frame_rate"],
             })  # fmt: skip
         report(done, len(tars), f"{len(rows)} clips")
@@ -88,25 +69,39 @@ def index_tars(folder: Path, source: str = "", licence: str = "", uploader: str 
     return {"clips": len(rows), "pictures": sum(row["frames"] == 1 for row in rows), "rejected": len(rejects), "tars": len(tars)}
 
 
-def _media(tar: Path) -> Iterator[Member]:
-    """Videos and pictures of one tar; raises `ShardError` when it breaks off."""
-    try:
-        with tarfile.open(tar, "r:") as archive:
-            for member in archive:
-                kind = member.name.rpartition(".")[2].lower()
-                if member.isreg() and kind in VIDEOS | IMAGES:
-                    handle = archive.extractfile(member)
-                    data = handle.read() if handle else b""
-                    if len(data) != member.size:
-                        raise tarfile.ReadError(f"ends inside {member.name}")
-                    yield Member(member.name, member.offset_data, data)
-    except tarfile.TarError as error:
-        raise ShardError(
-            f"{tar} is not a whole uncompressed tar", expected="a plain .tar", found=str(error), remedy="fetch it again, or unpack it if it is compressed"
-        ) from error  # fmt: skip
+def _reject(tar: Path, name: str, source: str, data: bytes, detail: str) -> dict[str, Any]:
+    """The quarantine row of what cannot be used."""
+    path = member_path(tar, name) if name else str(tar)
+    logger.warning("%s cannot be used: %s", path, detail)
+    return {
+        "path": path, "batch": "", "source": source, "bytes": len(data), "code": Reject.DECODE_ERROR.value, "detail": detail, "attempts": 1,
+        "poison": False, "sha256": sha256(data).hexdigest() if data else "",
+    }  # fmt: skip
 
 
-def _video(member: Member) -> dict[str, Any]:
+def _insist_on_whole(tar: Path) -> TarTable:
+    """Where the members of a tar lie; raises `ShardError` when it breaks off, `InputError` when it is none or has a name twice."""
+    table = tar_table(tar)
+    if table.damage:
+        raise ShardError(f"{tar} is not a whole tar", expected="members up to the end mark", found=table.damage, remedy="fetch it again")
+    if table.repeated:
+        raise InputError(
+            f"two members of {tar} have one name", expected="a name of its own for each", found=", ".join(table.repeated[:5]), remedy="make the tar again"
+        )
+    return table
+
+
+def _media(tar: Path, table: TarTable) -> Iterator[tuple[int, Stored]]:
+    """(first byte, member) of each video and picture of a tar."""
+    with open(tar, "rb") as handle:
+        for name, (offset, length) in table.members.items():
+            if name.rpartition(".")[2].lower() in VIDEOS | IMAGES:
+                handle.seek(offset)
+                data = handle.read(length)
+                yield offset, Stored(name, data, sha256(data).hexdigest())
+
+
+def _video(member: Stored) -> dict[str, Any]:
     """What the packets say, and that the first frame decodes."""
     with av.open(io.BytesIO(member.data), mode="r", metadata_errors="replace") as container:
         stream = container.streams.video[0]
@@ -117,7 +112,7 @@ def _video(member: Member) -> dict[str, Any]:
         for packet in listed.packets:
             payload.update(bytes(packet))
         times = np.multiply(listed.frames, float(stream.time_base), dtype=np.float64)
-        guessed = container.format.name == "avi" and bool(stream.codec_context.has_b_frames)
+        guessed = Clock(container, stream).counts
     if guessed:
         _insist_on_order(member)
     clip = decode_clip(member.data, times[:1], member.kind)
@@ -128,7 +123,7 @@ def _video(member: Member) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _insist_on_order(member: Member) -> None:
+def _insist_on_order(member: Stored) -> None:
     """Raise where frames come out of the decoder in another order than their times: AVI keeps none, and with B-frames FFmpeg's
     guesses can be scrambled."""
     with av.open(io.BytesIO(member.data), mode="r", metadata_errors="replace") as container:
@@ -140,10 +135,10 @@ def _insist_on_order(member: Member) -> None:
         )  # fmt: skip
 
 
-def _picture(member: Member) -> dict[str, Any]:
+def _picture(member: Stored) -> dict[str, Any]:
     clip = decode_clip(member.data, None, member.kind)
     return {
-        "video_id": sha256(member.data).hexdigest()[:32], "frames": 1, "first_pts_s": 0.0, "last_pts_s": 0.0, "frame_rate": PICTURE_RATE,
+        "video_id": member.sha256[:32], "frames": 1, "first_pts_s": 0.0, "last_pts_s": 0.0, "frame_rate": PICTURE_RATE,
         "width": clip.width, "height": clip.height,
     }  # fmt: skip
 

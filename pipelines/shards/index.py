@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipelines import schemas
@@ -231,8 +230,3 @@ def _characters(chunk: pa.Array) -> memoryview:
     """The characters of a text array without nulls, as they lie in memory."""
     offsets = np.frombuffer(chunk.buffers()[1], np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
     return memoryview(chunk.buffers()[2])[int(offsets[0]) : int(offsets[-1])]
-
-
-def count_clips(folder: Path) -> int:
-    """Rows of a local folder's index, from its footer."""
-    return int(pq.read_metadata(folder / INDEX_FILE).num_rows)

@@ -187,11 +187,7 @@ class ClipLoader:
                         turn = self._turn
                     for later in range(step + len(ahead), min(step + self.reading.prefetch + 1, stop)):
                         ahead.append(self._begin(later, workers, readers))
-                    batch = self._finish(ahead.popleft())
-                    # The next steps are under way while this one is trained on.
-                    for later in range(step + 1 + len(ahead), min(step + 1 + self.reading.prefetch, stop)):
-                        ahead.append(self._begin(later, workers, readers))
-                    yield batch
+                    yield self._finish(ahead.popleft())  # the next ones are under way while this one is trained on
             finally:
                 _give_up(ahead)
                 readers.shutdown(wait=False, cancel_futures=True)  # of a store that stalls, each read can take minutes to fail

@@ -13,6 +13,8 @@ from pipelines.identity import digest_of
 
 BLOCK = tarfile.BLOCKSIZE
 SHARD_GLOB = "shard-*.tar"
+REDACTED = "__redacted__/"
+"""Names of members that a takedown has overwritten with zeros begin so; webdataset takes names of the form __.../ for metadata."""
 SELF = "digest"
 """Key of a sidecar under which it carries the digest of all its others, so that damage to it shows."""
 

@@ -24,9 +24,8 @@ from pipelines.reporting import Progress
 from pipelines.shards.form import LONGEST_GOP, measure
 from pipelines.shards.found import FOUND
 from pipelines.shards.index import INDEX_FILE, LONG_NAME, Stored, long_name, member_name
-from pipelines.shards.tars import BLOCK, SELF, SHARD_GLOB, Member, read_members, sidecar_text
-from pipelines.store import MANIFEST, Store
-from pipelines.tombstones import REDACTED, REDACTIONS, redactions
+from pipelines.shards.tars import BLOCK, REDACTED, SELF, SHARD_GLOB, Member, read_members, sidecar_text
+from pipelines.store import MANIFEST, REDACTIONS, Store, redactions
 
 SIDECAR_COLUMNS = {
     "clip_id": "clip_id", "video_id": "video_id", "frames": "frames", "start_s": "source_start_s", "end_s": "source_end_s", "sha256": "sha256",

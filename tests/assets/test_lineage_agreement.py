@@ -17,10 +17,10 @@ def artefacts(tmp_path: Path) -> list[Artefact]:
     return [store.produce("videos", lambda folder: {}, partition=key, config={"key": key}) for key in ("a", "b")] + [store.produce("distinct_clips", lambda folder: {})]
 
 
-def test_artefacts_that_dagster_remembers_otherwise_or_not_at_all_are_named(tmp_path: Path) -> None:
+def test_artefacts_that_dagster_remembers_otherwise_or_not_at_all_are_named_and_older_ones_are_not(tmp_path: Path) -> None:
     first, second, merged = artefacts(tmp_path)
     with dg.DagsterInstance.ephemeral() as instance:
-        for item, partition, version in ((first, "a", first.digest), (merged, None, "of another run")):
+        for item, partition, version in ((first, "a", first.digest), (first, "a", "a newer one"), (merged, None, "of another run")):
             instance.report_runless_asset_event(dg.AssetMaterialization(item.asset, partition=partition, tags={DATA_VERSION_TAG: version}))
         assert agreement(instance, [first, second, merged]) == {
             "agree": 1, "of": 3,

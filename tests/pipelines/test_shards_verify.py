@@ -19,10 +19,9 @@ from conftest import numbered_frames
 from pipelines import schemas
 from pipelines.shards.found import index_tars
 from pipelines.shards.index import INDEX_FILE
-from pipelines.shards.tars import BLOCK, header_of, member_places
+from pipelines.shards.tars import BLOCK, REDACTED, header_of, member_places
 from pipelines.shards.verify import verification, verify_shards
-from pipelines.store import Store
-from pipelines.tombstones import REDACTED, REDACTIONS
+from pipelines.store import REDACTIONS, Store
 from pipelines.video.encode import write_video
 
 

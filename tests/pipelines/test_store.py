@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.errors import MissingArtefact, StoreError
+from pipelines.errors import InputError, MissingArtefact, StoreError
 from pipelines.identity import canonical_json, clip_id, digest_of
-from pipelines.store import Artefact, Store, local_folder
+from pipelines.store import Artefact, Store, local_folder, make_folder
 
 
 def write(text: str):
@@ -243,3 +243,11 @@ def test_a_file_elsewhere_that_may_not_be_read_is_not_blamed_on_the_store(tmp_pa
     store = Store.open(tmp_path / "store")
     with pytest.raises(PermissionError), store.writing():
         raise PermissionError(13, "Permission denied", str(tmp_path / "videos"))
+
+
+def test_a_file_in_the_place_of_a_folder_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert make_folder(tmp_path / "new" / "folder").is_dir() and make_folder(tmp_path).is_dir()
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(InputError, match="cannot be written into"):
+            make_folder(place)

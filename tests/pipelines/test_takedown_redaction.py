@@ -22,8 +22,8 @@ from pipelines.lineage.takedown.redaction import members, redact
 from pipelines.schemas import SHARD_INDEX, read_table
 from pipelines.shards.index import INDEX_FILE, ShardError, ShardIndex
 from pipelines.shards.verify import verify_shards
-from pipelines.store import Artefact
-from pipelines.tombstones import REDACTIONS, Tombstones, redactions
+from pipelines.store import REDACTIONS, Artefact, redactions
+from pipelines.tombstones import Tombstones
 
 TAKEN = Tombstones(("t",), frozenset({"c-b-1"}), frozenset({"v-a"}))
 GONE = {"c-a-0", "c-a-1", "c-a-2", "c-b-1"}

@@ -13,7 +13,7 @@ from pipelines.curation.report.pieces import Thumbnails, note, percent, tile, tr
 from pipelines.curation.report.style import STYLE
 from pipelines.curation.report.thumbnails import ThumbnailConfig, thumbnails
 from pipelines.report.markup import cards, document, section, table
-from pipelines.store import Store, write_atomic
+from pipelines.store import Store, make_folder, write_atomic
 
 LINES = 6  # groups that the text lists
 ROWS = 15  # groups that the page lists
@@ -45,7 +45,7 @@ def write_comparison(
 ) -> Path:
     """Write index.html and comparison.json into `folder` and return the page's path. Thumbnails are kept below `folder`."""
     with store.writing():
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         taken = thumbnails([row.clip for row in (*found.gained, *found.lost)], folder / "thumbnails", config, progress)
         write_atomic(folder / "comparison.json", json.dumps(found.as_json(), indent=1))
         write_atomic(folder / "index.html", comparison_html(found, taken))

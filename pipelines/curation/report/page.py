@@ -27,7 +27,7 @@ from pipelines.curation.report.style import SCRIPT, STYLE
 from pipelines.curation.report.thumbnails import thumbnails
 from pipelines.errors import MissingArtefact
 from pipelines.report.markup import bar, cards, document, mark, number, section, table
-from pipelines.store import Store, write_atomic
+from pipelines.store import Store, make_folder, write_atomic
 
 PAGE = "index.html"
 PICTURES = "thumbnails"
@@ -59,7 +59,7 @@ def write_curation_page(
         )  # fmt: skip
     facts = collect(chain, config)
     with store.writing():
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         taken = thumbnails(facts.pictured(), folder / PICTURES, config.thumbnails, progress)
         write_costs(facts.costs, folder)
         write_atomic(folder / "curation.json", json.dumps(facts.as_json(), indent=1))

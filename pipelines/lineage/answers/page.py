@@ -13,7 +13,7 @@ from pipelines.identity import digest_of
 from pipelines.lineage.render import cell, dagster_lines, render_html, unseen_text
 from pipelines.lineage.spans import spans_text
 from pipelines.report.markup import cards, document, section, table
-from pipelines.store import Store, write_atomic
+from pipelines.store import Store, make_folder, write_atomic
 
 PAGE, NUMBERS = "index.html", "lineage.json"
 LISTED = 300  # rows of a table on the page; lineage.json has all
@@ -35,7 +35,7 @@ def write_answer(store: Store, answer: dict[str, Any], folder: Path | None = Non
     """Write the page and the numbers into `folder`, or lineage/NAME in the store; returns both paths."""
     folder = folder or store.root / "lineage" / folder_name(answer["subject"])
     with store.writing():
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         write_atomic(folder / NUMBERS, json.dumps(answer, indent=1))
         write_atomic(folder / PAGE, render(answer))
     return folder / PAGE, folder / NUMBERS

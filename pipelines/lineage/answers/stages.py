@@ -15,8 +15,7 @@ import pyarrow.compute as pc
 from pipelines import schemas
 from pipelines.lineage.answers.subject import rows_where
 from pipelines.lineage.spans import spans_text
-from pipelines.store import Artefact
-from pipelines.tombstones import redactions
+from pipelines.store import Artefact, redactions
 
 Row = dict[str, Any]
 NOT_CHOSEN = "not chosen"

@@ -11,7 +11,7 @@ from pipelines.lineage.ledger import checkpoint_row
 from pipelines.lineage.trainings import Training
 from pipelines.lineage.tree import ancestors
 from pipelines.shards.index import INDEX_FILE
-from pipelines.store import Artefact, Store
+from pipelines.store import Artefact, Store, make_folder
 
 SELECTION_FILE = "selection.parquet"
 
@@ -19,7 +19,7 @@ SELECTION_FILE = "selection.parquet"
 def write_tables(store: Store, trainings: Sequence[Training], folder: Path) -> list[Path]:
     """checkpoints.parquet, and in it one row for each training; then exposures-PHASE-DIGEST.parquet of each of them, and
     selections-DIGEST.parquet and shards-DIGEST.parquet of what these drew from. Digests are the artefacts'; returns the paths."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     checkpoints = [checkpoint_row(store, one.checkpoint) for one in trainings]
     written = [folder / "checkpoints.parquet"]
     schemas.write_table(schemas.table_of(schemas.CHECKPOINTS, checkpoints), written[0], schemas.CHECKPOINTS)

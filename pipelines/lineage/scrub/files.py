@@ -15,8 +15,7 @@ import pydantic
 from pipelines.identity import digest_of, file_sha256
 from pipelines.lineage.scrub.finding import Finding, Kind, Note, Told, words_of
 from pipelines.lineage.scrub.shelf import Entry, Item, Manifest, Shelf
-from pipelines.store import MANIFEST, MARKER, NO_PARTITION, STORE_VERSION
-from pipelines.tombstones import REDACTIONS
+from pipelines.store import MANIFEST, MARKER, NO_PARTITION, REDACTIONS, STORE_VERSION
 
 YOUNG_S = 3600.0  # a draft that changed within this time may be a running stage's
 LEVELS = 3  # asset, partition, identity

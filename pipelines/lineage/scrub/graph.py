@@ -7,8 +7,8 @@ from pathlib import Path
 import pydantic
 
 from pipelines.lineage.scrub.finding import Finding, Kind, Note, Told, words_of
-from pipelines.lineage.scrub.shelf import Inside, Item, Shelf, key_of
-from pipelines.store import MANIFEST
+from pipelines.lineage.scrub.shelf import Inside, Item, Shelf
+from pipelines.store import MANIFEST, key_of
 
 
 class Pointer(pydantic.BaseModel):

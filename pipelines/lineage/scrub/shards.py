@@ -19,7 +19,8 @@ from pipelines.lineage.scrub.shelf import Item, Shelf, Unjudged
 from pipelines.schemas import CLIPS, QUARANTINE, SELECTION, SHARD_INDEX
 from pipelines.shards.index import INDEX_FILE
 from pipelines.shards.verify import verify_shards
-from pipelines.tombstones import FOLDER, REDACTIONS, Tombstones, read_tombstones, redactions, takedown_names
+from pipelines.store import REDACTIONS, redactions
+from pipelines.tombstones import FOLDER, Tombstones, read_tombstones, takedown_names
 
 RATIO_TOLERANCE = 1e-6
 SPANS = {"video_id": "video_id", "source_start_s": "start_s", "source_end_s": "end_s"}

@@ -16,7 +16,7 @@ import pydantic
 from pipelines import schemas
 from pipelines.identity import digest_of
 from pipelines.lineage.scrub.finding import Finding, Kind, words_of
-from pipelines.store import NO_PARTITION
+from pipelines.store import key_of
 
 T = TypeVar("T")
 
@@ -67,10 +67,6 @@ class Manifest(pydantic.BaseModel):
     input_paths: dict[str, Inside]
     files: dict[Inside, Entry]
     summary: dict[str, Any]
-
-
-def key_of(asset: str, partition: str) -> str:
-    return asset if partition == NO_PARTITION else f"{asset}[{partition}]"
 
 
 @dataclass(frozen=True, eq=False)

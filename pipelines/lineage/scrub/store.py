@@ -16,9 +16,9 @@ from pipelines.errors import InputError, MissingArtefact
 from pipelines.lineage.scrub import batches, checkpoints, files, graph, pool, shards
 from pipelines.lineage.scrub.finding import Finding, Kind, Note, Told, words_of
 from pipelines.lineage.scrub.rows import Comparison, check_tables
-from pipelines.lineage.scrub.shelf import Item, Shelf, Unjudged, Unreadable, key_of
+from pipelines.lineage.scrub.shelf import Item, Shelf, Unjudged, Unreadable
 from pipelines.reporting import Progress
-from pipelines.store import MARKER, local_folder
+from pipelines.store import MARKER, key_of, local_folder
 
 COMPARISONS: tuple[Comparison, ...] = (
     *batches.COMPARISONS, *pool.COMPARISONS, *shards.COMPARISONS, *checkpoints.COMPARISONS,

@@ -22,7 +22,7 @@ from pipelines.lineage.trainings import Training, Trainings
 from pipelines.lineage.tree import current_paths, descendants, every_artefact
 from pipelines.reporting import Progress
 from pipelines.shards.index import INDEX_FILE
-from pipelines.store import MANIFEST, Artefact, Store
+from pipelines.store import MANIFEST, Artefact, Store, key_of
 from pipelines.tombstones import Tombstones
 from pipelines.video.media import media_stat
 
@@ -142,7 +142,7 @@ def unfinished_touched(store: Store, shards: list[dict[str, Any]]) -> list[dict[
         if digests & read:
             asset, partition, _ = folder.relative_to(store.root / "work").parts
             steps = sorted(item.name for item in (folder / "checkpoints").glob("*") if item.is_dir())
-            found.append({"training": f"{asset}[{partition}]", "folder": str(folder), "newest_checkpoint": steps[-1] if steps else None})
+            found.append({"training": key_of(asset, partition), "folder": str(folder), "newest_checkpoint": steps[-1] if steps else None})
     return found
 
 

@@ -25,10 +25,10 @@ from pipelines.errors import StoreError
 from pipelines.identity import file_sha256
 from pipelines.reporting import Progress
 from pipelines.shards.index import INDEX_FILE
-from pipelines.shards.tars import BLOCK, header_of
+from pipelines.shards.tars import BLOCK, REDACTED, header_of
 from pipelines.shards.verify import by_shard
-from pipelines.store import MANIFEST, Store, write_atomic
-from pipelines.tombstones import REDACTED, REDACTIONS, Tombstones, redactions
+from pipelines.store import MANIFEST, REDACTIONS, Store, redactions, write_atomic
+from pipelines.tombstones import Tombstones
 
 CHUNK = 1 << 20
 TRIES = 5  # at removing a work folder in which somebody goes on writing
