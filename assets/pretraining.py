@@ -38,15 +38,8 @@ def _plan(
     recipe = load_recipe(recipe_name)
     shards = store.current("training_shards")
     settings = recipe.resolved()
-    pretraining = dict(settings["pretraining"])
-    # Ranks, the ZeRO stage and how often checkpoints are written change rounding at most: a training goes on under others.
-    for name in ("ranks", "zero_stage"):
-        del pretraining[name]
-    for name in ("pretrain", "cooldown"):
-        del pretraining[name]["checkpoint_every"]
-    if phase == "pretrain":
-        # A change of the cooldown must not retrain what came before it.
-        del pretraining["cooldown"]
+    # A change of the cooldown must not retrain what came before it.
+    pretraining = recipe.pretraining.deciding(*(("pretrain",) if phase == "pretrain" else ("pretrain", "cooldown")))
     pretraining["mixture"] = [{**source, "index": foreign_index(source["shards"])} for source in pretraining["mixture"]]
     identity = {"seed": recipe.seed, **{part: settings[part] for part in ("encoder", "predictor")}, "pretraining": pretraining}
     if config.log_exposures:  # a log cannot be had afterwards

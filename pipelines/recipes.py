@@ -27,6 +27,8 @@ class Part(pydantic.BaseModel):
 
 
 class EncoderShape(Part):
+    """As `models.encoder.EncoderConfig`, whose sizes come from the phase; the last four are V-JEPA 2.1's."""
+
     embed_dim: int
     depth: int
     num_heads: int
@@ -34,14 +36,22 @@ class EncoderShape(Part):
     patch_size: int = 16
     tubelet_size: int = 2
     rope_layout: Literal["tiled", "interleaved"] = "tiled"
+    rope_reference: int | None = None
+    image_tokenizer: bool = False
+    modality_embeddings: bool = False
+    levels: tuple[int, ...] = ()
 
 
 class PredictorShape(Part):
+    """As `models.predictor.PredictorConfig`; what it shares with the encoder comes from there. `context_output` (2.1): the
+    context tokens are predicted too."""
+
     predictor_embed_dim: int
     depth: int
     num_heads: int
     mlp_ratio: float = 4.0
     num_mask_tokens: int = 2
+    context_output: bool = False
 
 
 class MaskStrategy(Part):
@@ -49,6 +59,23 @@ class MaskStrategy(Part):
     spatial_scale: tuple[float, float]
     temporal_scale: tuple[float, float] = (1.0, 1.0)
     aspect_ratio: tuple[float, float] = (0.75, 1.5)
+
+
+SHORT_AND_LONG = (
+    MaskStrategy(num_blocks=8, spatial_scale=(0.15, 0.15)),
+    MaskStrategy(num_blocks=2, spatial_scale=(0.7, 0.7)),
+)
+"""The paper's masks: short range and long range, through all of the clip's time."""
+
+
+class ContextLoss(Part):
+    """V-JEPA 2.1's second loss, on the context tokens (arXiv 2603.14482): its `weight`, 0 until step `begins`, then linear to its
+    full value at step `full`. `by_distance`: a token counts by 1 / sqrt(its distance to the nearest masked token)."""
+
+    weight: float = pydantic.Field(gt=0)
+    begins: int = 0
+    full: int = 0
+    by_distance: bool = True
 
 
 class Curve(Part):
@@ -62,8 +89,9 @@ class Curve(Part):
 
 
 class Phase(Part):
-    """One pretraining phase. `global_batch` is over all ranks. Frames of a sample are taken `fps` times a second (paper: 4), or every
-    `stride`-th stored frame, whatever time that is: one of the two."""
+    """One pretraining phase. `global_batch` is over all ranks and `accumulation` micro-batches. Frames of a sample are taken `fps` times
+    a second (paper: 4), or every `stride`-th stored frame, whatever time that is: one of the two. Every `keep_every`-th step's
+    checkpoint is kept for good, of the others the two newest."""
 
     steps: int
     global_batch: int
@@ -75,12 +103,17 @@ class Phase(Part):
     learning_rate: Curve
     ema: tuple[float, float]
     weight_decay: float = 0.04
+    masks: tuple[MaskStrategy, ...] = SHORT_AND_LONG
+    context_loss: ContextLoss | None = None
     crop_scale: tuple[float, float] = (0.3, 1.0)
     crop_aspect: tuple[float, float] = (0.75, 1.35)
     flip: float = 0.5
     static_share: float = 0.0
-    checkpoint_every: int = 200
     clip_grad_norm: float | None = None
+    checkpoint_every: int = 200
+    keep_every: int | None = None
+    accumulation: int = pydantic.Field(default=1, ge=1)
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
 
     @pydantic.model_validator(mode="after")
     def _one_rate(self) -> Phase:
@@ -105,18 +138,31 @@ class MixtureSource(Part):
 class PretrainRecipe(Part):
     """`mixture` names the sources of the clips, or a file of presets/mixtures (vm22m is the paper's); without, they are the
     graph's own shards. No clip is drawn more often than `repeat_cap` times (rounded up) in an epoch, which is as many draws as there
-    are clips (paper: no cap)."""
+    are clips (paper: no cap). `start_from` is a checkpoint whose weights the first phase goes on from. `spikes`: what happens when the
+    gradient norm or the loss leaves its recent range (upstream does nothing)."""
 
     mixture: tuple[MixtureSource, ...] = (MixtureSource(name=OWN_SHARDS, weight=1.0),)
     repeat_cap: float | None = pydantic.Field(default=None, ge=1, allow_inf_nan=False)
-    masks: list[MaskStrategy]
     mask_truncation: Literal["prefix", "random", "none"] = "prefix"
     mask_token: Literal["shared", "per_strategy"] = "shared"
+    start_from: str | None = None
+    spikes: Literal["log", "clip", "stop"] = "log"
+    precision: Literal["fp32", "bf16"] = "fp32"
     zero_stage: Literal[0, 1, 2] = 1
     ranks: int = 2
-    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
     pretrain: Phase
     cooldown: Phase
+
+    def deciding(self, *phases: str) -> dict[str, Any]:
+        """What decides the weights after `phases`, as JSON-able data: the rest is how they are computed, and changes rounding only."""
+        whole = self.model_dump(mode="json", exclude={"zero_stage", "ranks", "compile", "pretrain", "cooldown"})
+        for name in phases:
+            phase: Phase = getattr(self, name)
+            whole[name] = phase.model_dump(
+                mode="json", exclude={"checkpoint_every", "keep_every", "accumulation", "activation_checkpointing"}
+            )
+        return whole
 
     @pydantic.field_validator("mixture", mode="before")
     @classmethod

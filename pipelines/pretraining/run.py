@@ -38,7 +38,7 @@ from pipelines.pretraining.result import (
 )
 from pipelines.pretraining.spec import Spec, read_spec, write_spec
 from pipelines.pretraining.task import Pretraining
-from pipelines.recipes import Recipe
+from pipelines.recipes import Phase, Recipe
 from pipelines.reporting import Reporter, configure_logging, open_reporter
 from pipelines.shards.geometry import ClipGeometry
 from pipelines.shards.loader import ClipLoader
@@ -60,16 +60,17 @@ LOST_PEER = "Connection closed by peer"  # gloo's words; the rank that ended has
 EXIT_LOST_PEER = 1
 
 
-def build_student(recipe: Recipe, height: int, width: int, frames: int) -> JEPA:
+def build_student(recipe: Recipe, phase: Phase) -> JEPA:
     """Encoder and predictor as the recipe's seed initialises them."""
-    shapes: dict[str, Any] = {"img_size": (height, width), "num_frames": frames}
+    shapes: dict[str, Any] = {"img_size": (phase.height, phase.width), "num_frames": phase.frames}
     encoder = EncoderConfig(**recipe.encoder.model_dump(), **shapes)
-    inherited: dict[str, Any] = {name: getattr(encoder, name) for name in ("patch_size", "tubelet_size", "rope_layout")}
-    inherited |= {"embed_dim": encoder.embed_dim, "mask_token_policy": recipe.pretraining.mask_token}
+    shared = ("embed_dim", "patch_size", "tubelet_size", "rope_layout", "rope_reference", "modality_embeddings")
+    inherited: dict[str, Any] = {name: getattr(encoder, name) for name in shared}
+    inherited |= {"mask_token_policy": recipe.pretraining.mask_token, "levels": max(1, len(encoder.levels))}
     predictor = PredictorConfig(**recipe.predictor.model_dump(), **shapes, **inherited)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stable_seed("init", recipe.seed))
-        return JEPA(VideoEncoder(encoder), MaskedPredictor(predictor), len(recipe.pretraining.masks))
+        return JEPA(VideoEncoder(encoder), MaskedPredictor(predictor), len(phase.masks))
 
 
 def run(spec: Spec, stop: StopRequest) -> None:
@@ -78,7 +79,7 @@ def run(spec: Spec, stop: StopRequest) -> None:
     torch.set_num_threads(spec.threads)
     cv2.setNumThreads(1)  # the loader's workers are the parallelism; OpenCV's own costs twice the CPU on frames this small
     recipe, settings = spec.recipe.pretraining, spec.settings
-    student = build_student(spec.recipe, settings.height, settings.width, settings.frames)
+    student = build_student(spec.recipe, settings)
     target = make_target(student.encoder)
     engine = open_engine(student, EngineConfig(recipe.zero_stage, recipe.precision, settings.clip_grad_norm))
     reporter = open_reporter(spec.work_folder, engine.rank)
@@ -99,7 +100,7 @@ def run(spec: Spec, stop: StopRequest) -> None:
     state = engine.state()
     if state is not None:
         seconds = time.monotonic() - started
-        reporter.finish(write_result(spec, student, task.target, state, task.history, engine.world, seconds))
+        reporter.finish(write_result(spec, student, task.target, state, task.watch.history, engine.world, seconds))
     engine.close()
 
 
@@ -123,8 +124,8 @@ def _restore(
         engine.restore(checkpoint.read_engine_state(path))
         task.restore(path, state)
         guard.restore(state["guard"])
-        for step in range(min(start, task.buffered)):
-            task.remember(step, loader.batch(step))
+        for step in range(min(start, task.watch.buffered)):
+            task.watch.remember(step, loader.batch(step).video)
         reporter.log(f"{spec.phase}: going on from the checkpoint of step {start}")
     elif spec.init_from is not None:
         engine.restore(read_result(spec.init_from))

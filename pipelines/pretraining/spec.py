@@ -61,12 +61,10 @@ class Spec(pydantic.BaseModel):
         ]
 
     def identity(self) -> str:
-        """Digest of what decides the weights; ranks, threads, the ZeRO stage and checkpoints change rounding only."""
-        recipe = self.recipe.pretraining
-        training = recipe.model_dump(mode="json", exclude={"ranks", "zero_stage", "pretrain", "cooldown"})
+        """Digest of what decides the weights."""
         shapes = [self.recipe.encoder.model_dump(mode="json"), self.recipe.predictor.model_dump(mode="json")]
         lineage = {key: value for key, value in self.lineage().items() if key not in ("recipe", "recipe_digest")}
-        return digest_of([lineage, shapes, training, self.settings.model_dump(mode="json", exclude={"checkpoint_every"})])
+        return digest_of([lineage, shapes, self.recipe.pretraining.deciding(self.phase)])
 
 
 def write_spec(

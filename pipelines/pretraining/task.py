@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from models.encoder import layer_norm_features
 from models.preprocessing import normalise
 from pipelines.pretraining.masks import sample_masks
-from pipelines.pretraining.objective import JEPA, constant_floor, strategy_losses, target_tokens
+from pipelines.pretraining.objective import JEPA, strategy_losses, target_tokens
+from pipelines.pretraining.watch import Watch
 from pipelines.recipes import Phase, PretrainRecipe
 from pipelines.shards.loader import Batch
 from pipelines.training.ema import update_
 from pipelines.training.engine import Engine
-from pipelines.training.metrics import Health, feature_std, health, rank_me
+from pipelines.training.metrics import Health
 
-HEALTH_CLIPS = 64
-HEALTH_EVERY = 100
 TARGET = "target_encoder.safetensors"
 
 
 class Pretraining:
-    """State of one phase outside the engine: the target encoder, and the fixed clips on which health is measured."""
+    """State of one phase outside the engine: the target encoder, and the watch over its health."""
 
     def __init__(self, engine: Engine, target: nn.Module, recipe: PretrainRecipe, phase_name: str, seed: int, identity: str) -> None:
         self.engine, self.recipe, self.phase_name, self.seed, self.identity = engine, recipe, phase_name, seed, identity
@@ -37,18 +33,15 @@ class Pretraining:
         self.grid = (self.phase.frames // config.tubelet_size, self.phase.height // config.patch_size, self.phase.width // config.patch_size)
         self.target = target.to(engine.device)
         self.share = self.phase.global_batch // engine.world
-        self.buffered = min(math.ceil(HEALTH_CLIPS / self.phase.global_batch), self.phase.steps)
-        self.buffer: dict[int, Tensor] = {}
-        self.history: list[Health] = []
+        self.watch = Watch(engine, self.target, self.phase, self.grid)
         self._averages, self._followed = list(self.target.parameters()), list(student.encoder.parameters())
         self._tokens = 0
 
     def losses(self, step: int, batch: Batch) -> Tensor:
         """L1 of each mask strategy (k,) of this rank's clips."""
-        if step < self.buffered:
-            self.remember(step, batch)
+        self.watch.remember(step, batch.video)
         masks = sample_masks(
-            self.recipe.masks, self.grid, seed=self.seed, phase=self.phase_name, step=step, global_batch=self.phase.global_batch,
+            self.phase.masks, self.grid, seed=self.seed, phase=self.phase_name, step=step, global_batch=self.phase.global_batch,
             first=self.engine.rank * self.share, count=self.share, truncation=self.recipe.mask_truncation,
         )  # fmt: skip
         masks = [mask.to(self.engine.device) for mask in masks]
@@ -68,31 +61,12 @@ class Pretraining:
 
     def fill(self, folder: Path) -> dict[str, Any]:
         save_file({name: value.cpu().contiguous() for name, value in self.target.state_dict().items()}, folder / TARGET)
-        return {"identity": self.identity, "phase": self.phase_name, "seed": self.seed, "world": self.engine.world, "health": self.history}
+        return {"identity": self.identity, "phase": self.phase_name, "seed": self.seed, "world": self.engine.world, "health": self.watch.history}
 
     def restore(self, folder: Path, state: dict[str, Any]) -> None:
         self.target.load_state_dict(load_file(folder / TARGET), strict=True)
-        self.history = list(state["health"])
+        self.watch.history = list(state["health"])
 
-    def remember(self, step: int, batch: Batch) -> None:
-        """Keep this batch: health is measured on the phase's first `HEALTH_CLIPS` training clips throughout."""
-        self.buffer[step] = batch.video.clone()
-
-    def measure(self, step: int, mean_loss: float, data_wait: float) -> tuple[Health, str] | None:
-        """Rank and spread of the target encoder's features on the fixed clips, over all ranks."""
-        if step < self.buffered or not (step == self.buffered or step % HEALTH_EVERY == 0 or step == self.phase.steps):
-            return None
-        pooled, spread = [], []
-        for _, clips in sorted(self.buffer.items()):
-            with torch.no_grad():
-                tokens = self.target(normalise(clips.to(self.engine.device))).float()  # (b, T*H*W, D)
-            pooled.append(tokens.unflatten(1, (self.grid[0], -1)).mean(dim=2).flatten(0, 1))  # a row a clip and time step
-            targets = layer_norm_features(tokens)
-            spread.append(torch.stack([torch.tensor(feature_std(targets.flatten(0, 1))), constant_floor(targets).cpu()]))
-        features = self.engine.gather(torch.cat(pooled))
-        target_std, floor = self.engine.mean(torch.stack(spread).mean(dim=0).to(self.engine.device)).tolist()
-        measured: Health = {
-            "rank_me": rank_me(features - features.mean(dim=0)), "target_std": target_std, "floor": floor, "mean_loss": mean_loss, "data_wait": data_wait,
-        }  # fmt: skip
-        self.history.append(measured)
-        return measured, health(self.history).line
+    def measure(self, done: int, numbers: Health) -> tuple[Health, str] | None:
+        """Health after `done` steps, as numbers and as a line, or None when it is not due."""
+        return self.watch.measure(numbers) if self.watch.due(done) else None

@@ -35,8 +35,8 @@ class Task(Protocol):
     def moved(self, momentum: float) -> None:
         """The weights have moved: average the target."""
 
-    def measure(self, step: int, mean_loss: float, data_wait: float) -> tuple[dict[str, float], str] | None:
-        """Health after `step` steps, as numbers and as a line, or None when it is not due. All ranks take part."""
+    def measure(self, done: int, numbers: dict[str, float]) -> tuple[dict[str, float], str] | None:
+        """Health after `done` steps, as numbers and as a line, or None when it is not due. All ranks take part."""
 
     def fill(self, folder: Path) -> dict[str, Any]:
         """Write what a checkpoint needs beside the engine's state (rank 0) and return JSON-able state."""
@@ -144,7 +144,7 @@ def train(
                 f"{(schedule.steps - done) * seconds / window.steps:.0f} s left"
             )
             window, last_line = Window(), time.monotonic()
-        measured = task.measure(done, mean_loss, wait_share)
+        measured = task.measure(done, {"mean_loss": mean_loss, "data_wait": wait_share})
         if measured is not None:
             values, line = measured
             spread = f"  target std {values['target_std']:.2f}"
