@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from pipelines.pretraining.exclusions import Takedowns
 from pipelines.shards import exposure_log
 from pipelines.shards.exposure_log import whole_lines
 from pipelines.shards.loader import Batch, ClipLoader
 from pipelines.store import write_atomic
+
+REFUSED = "refused.json"
+"""What a training stopped on: `samples` (global) and their `clips`."""
+ASIDE = "set-aside.json"
+"""[first step, clips] of what stand-ins are shown for, because a person said so after a stop."""
 
 
 class Clips:
@@ -42,6 +48,33 @@ class Clips:
 
     def obey(self, step: int) -> None:
         self.takedowns.obey(step)
+
+    def accuse(self, batches: Sequence[tuple[int, Sequence[int]]]) -> list[str]:
+        """Leave the samples of these (step, ranks), and their clips, in refused.json; returns the clips."""
+        loader = self.loader
+        firsts = [step * loader.global_batch + rank * loader.share for step, ranks in batches for rank in ranks]
+        samples = [sample for first in firsts for sample in range(first, first + loader.share)]
+        clips = loader.clips_of(samples)
+        if loader.rank == 0:
+            write_atomic(self.folder / REFUSED, json.dumps({"samples": samples, "clips": clips}))
+        return list(dict.fromkeys(clips))
+
+
+def set_aside(folder: Path, loader: ClipLoader, start: int, exclude_refused: bool) -> int:
+    """Serve what the training had stopped on by stand-ins, and what was set aside before; returns how many clips. Rank 0 has
+    been here alone before the others come, when `exclude_refused` adds the clips of refused.json from step `start` on."""
+    aside: list[tuple[int, list[str]]] = _read(folder / ASIDE, [])
+    if loader.rank == 0 and exclude_refused and (folder / REFUSED).is_file():
+        aside.append((start, sorted(set(_read(folder / REFUSED, {})["clips"]))))
+        write_atomic(folder / ASIDE, json.dumps(aside))
+        (folder / REFUSED).unlink()
+    for step, clips in aside:
+        loader.set_aside(clips, step)
+    return len({clip for _, clips in aside for clip in clips})
+
+
+def _read(path: Path, otherwise: Any) -> Any:
+    return json.loads(path.read_text()) if path.is_file() else otherwise
 
 
 def stand_ins(folder: Path, samples: int) -> list[tuple[int, int]]:

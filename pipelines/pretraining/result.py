@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from models.weights import save_module
@@ -40,7 +40,7 @@ def write_result(
     folder.mkdir(parents=True)
     for name, module in zip(PARTS, (student.encoder, target, student.predictor), strict=True):
         save_module(module, folder, name)
-    checkpoint.write_moments(folder, state)
+    save_file(checkpoint.moments_file(state), folder / checkpoint.OPTIMIZER)
     rows = read_metrics(spec.work_folder / "metrics.jsonl")
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     draw_curves(rows, folder / "curves.png", title=f"{spec.recipe.name} {spec.phase}")

@@ -21,11 +21,12 @@ import torch
 
 from models.encoder import EncoderConfig, VideoEncoder
 from models.errors import TubeletError
+from models.layers import compile_blocks
 from models.predictor import MaskedPredictor, PredictorConfig
 from models.weights import load_module
 from pipelines.errors import InputError
 from pipelines.identity import stable_seed
-from pipelines.pretraining.clips import Clips, cut_stand_ins
+from pipelines.pretraining.clips import Clips, cut_stand_ins, set_aside
 from pipelines.pretraining.exclusions import Takedowns
 from pipelines.pretraining.objective import JEPA
 from pipelines.pretraining.result import (
@@ -51,6 +52,7 @@ from pipelines.training.engine import Engine, EngineConfig, open_engine
 from pipelines.training.guard import Guard, GuardStop, Stopped, StopRequest
 from pipelines.training.launcher import EXIT_GUARD, EXIT_INPUT, EXIT_STOPPED
 from pipelines.training.loop import Schedule, train
+from pipelines.training.peak import peak_flops
 
 __all__ = ["build_pretrained", "check_pretrained", "main", "write_spec"]
 
@@ -81,7 +83,12 @@ def run(spec: Spec, stop: StopRequest) -> None:
     recipe, settings = spec.recipe.pretraining, spec.settings
     student = build_student(spec.recipe, settings)
     target = make_target(student.encoder)
-    engine = open_engine(student, EngineConfig(recipe.zero_stage, recipe.precision, settings.clip_grad_norm))
+    for network in (student.encoder, student.predictor):
+        network.activation_checkpointing = settings.activation_checkpointing
+    if recipe.compile:
+        compile_blocks(student)
+        compile_blocks(target)
+    engine = open_engine(student, EngineConfig(recipe.zero_stage, recipe.precision, settings.accumulation))
     reporter = open_reporter(spec.work_folder, engine.rank)
     loader = ClipLoader(
         open_mixture(recipe.mixture, spec.shards_folder), ClipGeometry.of_phase(settings), seed=spec.recipe.seed, phase=spec.phase,
@@ -89,19 +96,25 @@ def run(spec: Spec, stop: StopRequest) -> None:
         taken_down=lambda: read_tombstones(spec.store),
     )  # fmt: skip
     takedowns = Takedowns(engine, loader, spec.store, spec.work_folder)
-    task, guard = Pretraining(engine, target, recipe, spec.phase, spec.recipe.seed, spec.identity()), Guard()
+    task, guard = Pretraining(engine, target, recipe, spec.phase, spec.recipe.seed, spec.identity()), Guard(recipe.spikes)
     start = _restore(spec, engine, task, guard, loader, takedowns, reporter)
-    reporter.log(f"{spec.phase}: ready after {time.monotonic() - started:.1f} s, {engine.world} ranks")
+    peak, source = peak_flops(engine.device, recipe.precision)
+    reporter.log(f"{spec.phase}: ready after {time.monotonic() - started:.1f} s, {engine.world} ranks; a rank's best is {peak:.3g} FLOP/s ({source})")
     train(
-        engine, task,
-        Schedule(settings.steps, settings.learning_rate, settings.ema, settings.weight_decay, settings.checkpoint_every),
-        Clips(loader, takedowns, spec.work_folder, spec.log_exposures), start=start, checkpoints=spec.checkpoints, guard=guard, reporter=reporter, stop=stop,
+        engine, task, schedule_of(settings, peak), Clips(loader, takedowns, spec.work_folder, spec.log_exposures), start=start,
+        checkpoints=checkpoint.Writer(spec.checkpoints, engine, settings.keep_every), guard=guard, reporter=reporter, stop=stop,
     )  # fmt: skip
     state = engine.state()
     if state is not None:
         seconds = time.monotonic() - started
         reporter.finish(write_result(spec, student, task.target, state, task.watch.history, engine.world, seconds))
     engine.close()
+
+
+def schedule_of(phase: Phase, peak: float) -> Schedule:
+    return Schedule(
+        phase.steps, phase.learning_rate, phase.ema, phase.weight_decay, phase.checkpoint_every, peak, phase.clip_grad_norm, phase.accumulation
+    )  # fmt: skip
 
 
 def _restore(
@@ -112,7 +125,12 @@ def _restore(
     start = engine.from_first(checkpoint.step_of(found) if found else 0)
     if engine.rank == 0:
         cut_stand_ins(spec.work_folder, start * spec.settings.global_batch)
+        aside = set_aside(spec.work_folder, loader, start, spec.exclude_refused)
+        if aside:
+            logger.warning("%d clips are set aside, because this training had stopped on them", aside)
     takedowns.begin(start)  # nobody goes on before rank 0 is here
+    if engine.rank:
+        set_aside(spec.work_folder, loader, start, spec.exclude_refused)
     if start:
         path = spec.checkpoints / checkpoint.name_of(start)
         state = json.loads((path / checkpoint.STATE).read_text())

@@ -20,7 +20,8 @@ from pipelines.store import write_atomic
 class Spec(pydantic.BaseModel):
     """`shards_folder` is where the mixture's source "training_shards" is. `store` keeps the tombstones. `init_from` is the
     artefact folder of the phase before; the cooldown cannot do without. `threads` and `reading` are a rank's; `log_exposures`
-    also writes down what every sample showed, told by the bytes that were decoded."""
+    also writes down what every sample showed, told by the bytes that were decoded; `exclude_refused` shows stand-ins for the clips
+    that the guard stopped on."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
@@ -33,6 +34,7 @@ class Spec(pydantic.BaseModel):
     threads: int = 1
     reading: Reading = Reading()
     log_exposures: bool = False
+    exclude_refused: bool = False
 
     @property
     def settings(self) -> Phase:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm as total_norm
 
+from models.flops import encoder_flops, predictor_flops, train_step_flops
 from models.preprocessing import normalise
-from pipelines.pretraining.masks import sample_masks
+from pipelines.errors import InputError
+from pipelines.pretraining.masks import Masks, sample_masks
 from pipelines.pretraining.objective import JEPA, strategy_losses, target_tokens
 from pipelines.pretraining.watch import Watch
 from pipelines.recipes import Phase, PretrainRecipe
 from pipelines.shards.loader import Batch
+from pipelines.training.checkpoint import Beside
 from pipelines.training.ema import update_
-from pipelines.training.engine import Engine
+from pipelines.training.engine import Engine, on_cpu
+from pipelines.training.loop import Work
 from pipelines.training.metrics import Health
 
 TARGET = "target_encoder.safetensors"
@@ -32,36 +39,64 @@ class Pretraining:
         config = student.encoder.config
         self.grid = (self.phase.frames // config.tubelet_size, self.phase.height // config.patch_size, self.phase.width // config.patch_size)
         self.target = target.to(engine.device)
+        if self.phase.global_batch % (engine.world * self.phase.accumulation):
+            raise InputError(
+                "the global batch cannot be shared out", expected="a multiple of ranks times micro-batches",
+                found=f"global batch {self.phase.global_batch}, {engine.world} ranks, {self.phase.accumulation} micro-batches",
+                remedy="change global_batch or accumulation of the phase, or the number of ranks",
+            )  # fmt: skip
         self.share = self.phase.global_batch // engine.world
+        self.micro = self.share // self.phase.accumulation
         self.watch = Watch(engine, self.target, self.phase, self.grid)
+        self._config, self._predictor = config, student.predictor.config
         self._averages, self._followed = list(self.target.parameters()), list(student.encoder.parameters())
-        self._tokens = 0
+        self._weights = [value for value in student.parameters() if value.requires_grad]
+        self._before: list[Tensor] = []
+        self._update = float("nan")
+        self._work = Work(0, 0, 0)
 
-    def losses(self, step: int, batch: Batch) -> Tensor:
-        """L1 of each mask strategy (k,) of this rank's clips."""
-        self.watch.remember(step, batch.video)
+    def losses(self, step: int, batch: Batch, part: int) -> tuple[Tensor, Tensor]:
+        """What is minimised, a scalar, and the L1 of each mask strategy (k,), of micro-batch `part` of this rank's clips."""
+        first = part * self.micro
+        if part == 0:
+            self.watch.remember(step, batch.video)
+            self._work = Work(0, 0, 0)
         masks = sample_masks(
             self.phase.masks, self.grid, seed=self.seed, phase=self.phase_name, step=step, global_batch=self.phase.global_batch,
-            first=self.engine.rank * self.share, count=self.share, truncation=self.recipe.mask_truncation,
+            first=self.engine.rank * self.share + first, count=self.micro, truncation=self.recipe.mask_truncation,
         )  # fmt: skip
         masks = [mask.to(self.engine.device) for mask in masks]
-        video = normalise(batch.video.to(self.engine.device))
+        video = normalise(batch.video[first : first + self.micro].to(self.engine.device))
         targets = target_tokens(self.target, video)
-        self._tokens = targets[..., 0].numel() + sum(mask.context_ids.numel() + mask.target_ids.numel() for mask in masks)
-        return strategy_losses(self.engine(video, masks), targets, masks)
+        losses = strategy_losses(self.engine(video, masks), targets, masks)
+        self._count(masks)
+        return losses.mean(), losses
+
+    def _count(self, masks: Sequence[Masks]) -> None:
+        """Add one micro-batch to this step's work."""
+        contexts, targets = ([ids.shape[1] for ids in kind] for kind in zip(*((mask.context_ids, mask.target_ids) for mask in masks), strict=True))
+        student = [encoder_flops(self._config, self.micro, self.grid, contexts), predictor_flops(self._predictor, self.micro, contexts, targets)]
+        flops = train_step_flops(student, [encoder_flops(self._config, self.micro, self.grid)])
+        tokens = self.micro * (math.prod(self.grid) + sum(contexts) + sum(targets))
+        self._work = Work(self._work.clips + self.micro, self._work.tokens + tokens, self._work.flops + flops)
+
+    def work(self, batch: Batch) -> Work:
+        return self._work
+
+    def about_to_move(self, step: int) -> None:
+        """Keep the weights when the length of this step is to be measured."""
+        self._before = [value.detach().clone() for value in self._weights] if self.watch.due(step + 1) else []
 
     def moved(self, momentum: float) -> None:
+        if self._before:
+            steps = [value.detach() - before for value, before in zip(self._weights, self._before, strict=True)]
+            self._update = float(total_norm(steps) / total_norm(self._before))
+            self._before = []
         update_(self._averages, self._followed, momentum)
 
-    def samples(self, batch: Batch) -> list[str]:
-        return [f"{index} (clip {clip})" for index, clip in zip(batch.global_indices.tolist(), batch.clip_ids, strict=True)]
-
-    def work(self, batch: Batch) -> tuple[int, int]:
-        return len(batch.clip_ids), self._tokens
-
-    def fill(self, folder: Path) -> dict[str, Any]:
-        save_file({name: value.cpu().contiguous() for name, value in self.target.state_dict().items()}, folder / TARGET)
-        return {"identity": self.identity, "phase": self.phase_name, "seed": self.seed, "world": self.engine.world, "health": self.watch.history}
+    def beside(self) -> Beside:
+        content = {"identity": self.identity, "phase": self.phase_name, "seed": self.seed, "world": self.engine.world, "health": self.watch.history}
+        return {TARGET: on_cpu(self.target.state_dict())}, content
 
     def restore(self, folder: Path, state: dict[str, Any]) -> None:
         self.target.load_state_dict(load_file(folder / TARGET), strict=True)
@@ -69,4 +104,6 @@ class Pretraining:
 
     def measure(self, done: int, numbers: Health) -> tuple[Health, str] | None:
         """Health after `done` steps, as numbers and as a line, or None when it is not due."""
-        return self.watch.measure(numbers) if self.watch.due(done) else None
+        if not self.watch.due(done):
+            return None
+        return self.watch.measure({**numbers, **({"update_norm": self._update} if math.isfinite(self._update) else {})})

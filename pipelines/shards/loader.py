@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
@@ -96,7 +96,7 @@ class Replacement:
 
 
 class _TakenDown(DecodeFailure):
-    """A clip that may not be shown any more."""
+    """A clip that may not be shown any more, though it can be."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,6 +160,7 @@ class ClipLoader:
         self.served = self.failures = 0
         self._broken: set[int] = set()
         self._excluded = np.zeros(len(mixture), bool)
+        self._aside: dict[int, int] = {}
         self._turn = 0
 
     def exclude(self, tombstones: Tombstones, step: int) -> Shares:
@@ -167,6 +168,15 @@ class ClipLoader:
         self._excluded = self.mixture.covered(tombstones)
         self._turn += 1
         return self.sampler.exclude(step * self.global_batch, self._excluded)
+
+    def set_aside(self, clip_ids: Iterable[str], step: int) -> None:
+        """From `step` on, serve these clips by stand-ins: they are drawn as before, so that nothing else changes."""
+        rows = np.flatnonzero(self.mixture.covered(Tombstones(clip_ids=frozenset(clip_ids)))).tolist()
+        self._aside |= {row: min(step * self.global_batch, self._aside.get(row, step * self.global_batch)) for row in rows}
+
+    def clips_of(self, samples: Iterable[int]) -> list[str]:
+        """The clips that these global samples draw."""
+        return [self.mixture.clip_id(self.sampler.draw(sample).row) for sample in samples]
 
     def batch(self, step: int) -> Batch:
         """This rank's samples of global step `step` (counted from 0 within the phase)."""
@@ -232,6 +242,8 @@ class ClipLoader:
             draw = self.sampler.draw(sample, salt) if salt else draw
             wanted = draw.times_s(shape.frames)
             try:
+                if sample >= self._aside.get(draw.row, sample + 1):
+                    raise _TakenDown("it was set aside, because a training had stopped on it")
                 found = self._readable(draw.row, wanted, None if salt else coming)
             except DecodeFailure as error:
                 reason = f"clip {self.mixture.clip_id(draw.row)}: {error}"

@@ -1,4 +1,7 @@
-"""Checkpoints that are complete or absent: written beside, listed with their hashes, renamed; the one before is kept."""
+"""Checkpoints that are complete or absent: written beside, listed with their hashes, renamed; the one before is kept.
+
+A damaged one costs an interval: the one before is taken.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import json
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,28 +29,74 @@ STUDENT = "student.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 KEPT = 2
 
+Beside = tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]
 
-def save(folder: Path, step: int, engine: Engine, fill: Callable[[Path], dict[str, Any]]) -> None:
-    """Write checkpoint `step` under `folder`: all ranks call this, rank 0 writes.
 
-    `fill(path)` adds what lies outside the engine and returns the JSON-able state to keep. Nothing is visible under the
-    final name before every byte is on the disk.
+class Writer:
+    """Writes checkpoints under `folder` beside the training: `save` returns when the state is copied, one is written at a time.
+
+    Every `keep_every`-th step's is kept for good, of the others the two newest.
     """
-    engine_state = engine.state()
-    if engine_state is not None:
-        draft = folder / f".draft-{name_of(step)}"
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
-        write_engine_state(draft, engine_state)
-        (draft / STATE).write_text(json.dumps({**fill(draft), "step": step}, indent=1))
-        seal(draft)
-        final = folder / name_of(step)
-        shutil.rmtree(final, ignore_errors=True)
-        os.rename(draft, final)
-        _flush(folder)
-        for old in sorted(folder.glob("step-*"))[:-KEPT]:
-            shutil.rmtree(old)
-    engine.barrier()
+
+    def __init__(self, folder: Path, engine: Engine, keep_every: int | None = None) -> None:
+        self.folder, self.engine, self.keep_every = folder, engine, keep_every
+        self._thread: threading.Thread | None = None
+        self._problem: BaseException | None = None
+
+    def save(self, step: int, beside: Callable[[], Beside]) -> None:
+        """Begin checkpoint `step`. All ranks call this; rank 0 copies its state, asks `beside` for what lies outside the engine (tensors
+        by file name, and JSON-able state), and writes in the background."""
+        self.finish()
+        state = self.engine.state()
+        if state is not None:
+            tensors, content = beside()
+            files = {STUDENT: state.weights, OPTIMIZER: moments_file(state), **tensors}
+            # The text is made now: what it is made of goes on changing.
+            text = json.dumps({**content, "step": step}, indent=1)
+            self._thread = threading.Thread(target=self._write, args=(step, files, text), name=f"checkpoint-{step}")
+            self._thread.start()
+
+    def check(self) -> None:
+        """Raise what went wrong with the last one, as soon as it is known."""
+        if self._problem is not None:
+            problem, self._problem = self._problem, None
+            raise problem
+
+    def finish(self) -> None:
+        """Wait for the one being written; raises what went wrong."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.check()
+
+    def _write(self, step: int, files: dict[str, dict[str, torch.Tensor]], text: str) -> None:
+        try:
+            write(self.folder, step, files, text)
+            prune(self.folder, self.keep_every)
+        except BaseException as error:  # whatever it is, the training must hear of it
+            self._problem = error
+
+
+def write(folder: Path, step: int, files: dict[str, dict[str, torch.Tensor]], text: str) -> None:
+    """Write checkpoint `step`: nothing is visible under the final name before every byte is on the disk."""
+    draft = folder / f".draft-{name_of(step)}"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    for name, tensors in files.items():
+        save_file(tensors, draft / name)
+    (draft / STATE).write_text(text)
+    seal(draft)
+    final = folder / name_of(step)
+    shutil.rmtree(final, ignore_errors=True)
+    os.rename(draft, final)
+    _flush(folder)
+
+
+def prune(folder: Path, keep_every: int | None) -> None:
+    """Remove all checkpoints but the two newest and every `keep_every`-th step's."""
+    passing = [path for path in sorted(folder.glob("step-*")) if not (keep_every and step_of(path) % keep_every == 0)]
+    for old in passing[:-KEPT]:
+        shutil.rmtree(old)
 
 
 def newest(folder: Path) -> Path | None:
@@ -96,13 +146,8 @@ def verify(folder: Path, manifest: str = MANIFEST) -> str:
     return ""
 
 
-def write_engine_state(folder: Path, state: EngineState) -> None:
-    save_file(state.weights, folder / STUDENT)
-    write_moments(folder, state)
-
-
-def write_moments(folder: Path, state: EngineState) -> None:
-    save_file({**state.moments, "step": torch.tensor(state.steps)}, folder / OPTIMIZER)
+def moments_file(state: EngineState) -> dict[str, torch.Tensor]:
+    return {**state.moments, "step": torch.tensor(state.steps)}
 
 
 def read_engine_state(folder: Path) -> EngineState:

@@ -34,12 +34,11 @@ BUCKET = 500_000_000  # elements reduced at once, DeepSpeed's default
 class EngineConfig:
     """`precision` bf16 computes under autocast while weights, gradients' sum and moments stay float32.
 
-    `clip` is the largest global gradient norm (None: no clipping, as upstream); `accumulation` is micro-batches a step.
+    `accumulation` is micro-batches a step.
     """
 
     zero_stage: int = 1
     precision: Literal["fp32", "bf16"] = "fp32"
-    clip: float | None = None
     accumulation: int = 1
 
     def __post_init__(self) -> None:
@@ -64,7 +63,9 @@ class EngineState:
 class Engine(Protocol):
     """What a training loop needs.
 
-    `step` returns whether the weights moved: it is refused on all ranks together when the gradient is not finite on any.
+    `backward` and `step` are called for each of the `accumulation` micro-batches; the last `step` moves the weights, with gradients
+    scaled down to a global norm of `clip` (None: no clipping, as upstream), and returns whether they moved: the step is refused on
+    all ranks together when the gradient is not finite on any.
     `state` is called by all ranks and gives the state on rank 0, None elsewhere; `restore` takes it on every rank.
     """
 
@@ -75,7 +76,7 @@ class Engine(Protocol):
 
     def __call__(self, *inputs: Any) -> Any: ...
     def backward(self, loss: Tensor) -> None: ...
-    def step(self, learning_rate: float, weight_decay: float) -> bool: ...
+    def step(self, learning_rate: float, weight_decay: float, clip: float | None = None) -> bool: ...
     def gradient_norm(self) -> float: ...
     def mean(self, values: Tensor) -> Tensor: ...
     def gather(self, values: Tensor) -> Tensor: ...
@@ -136,8 +137,7 @@ class PlainEngine:
         (poisoned(loss) / self.config.accumulation).backward()
         self._backwards += 1
 
-    def step(self, learning_rate: float, weight_decay: float) -> bool:
-        """Move the weights after every `accumulation` backward passes; False when that was refused."""
+    def step(self, learning_rate: float, weight_decay: float, clip: float | None = None) -> bool:
         if self._backwards % self.config.accumulation:
             return True
         set_rates(self._optimizer, learning_rate, weight_decay)
@@ -145,8 +145,8 @@ class PlainEngine:
         self._norm = float(norm)
         finite = math.isfinite(self._norm)
         if finite:
-            if self.config.clip is not None:
-                torch.nn.utils.clip_grads_with_norm_(self._parameters, self.config.clip, norm)
+            if clip is not None:
+                torch.nn.utils.clip_grads_with_norm_(self._parameters, clip, norm)
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return finite
@@ -194,7 +194,6 @@ class DeepSpeedEngine:
         settings: dict[str, Any] = {
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": config.accumulation,
-            "gradient_clipping": config.clip or 0.0,
             "zero_allow_untested_optimizer": True,
             "steps_per_print": 10**9,
             # The whole bucket is allocated at once, so a small model must not ask for the default of 2 GB.
@@ -220,14 +219,15 @@ class DeepSpeedEngine:
     def backward(self, loss: Tensor) -> None:
         self._engine.backward(poisoned(loss))
 
-    def step(self, learning_rate: float, weight_decay: float) -> bool:
-        """As `PlainEngine.step`. In stages 1 and 2 the norm is one sum over all ranks, and DeepSpeed refuses the step on
-        each when it is not finite; in stage 0 every rank holds the same reduced gradient."""
+    def step(self, learning_rate: float, weight_decay: float, clip: float | None = None) -> bool:
+        """In stages 1 and 2 the norm is one sum over all ranks, and DeepSpeed refuses the step on each when it is not finite; in
+        stage 0 every rank holds the same reduced gradient."""
         set_rates(self._optimizer, learning_rate, weight_decay)
         if not self._engine.is_gradient_accumulation_boundary():
             self._engine.step()
             return True
         if self._zero is not None:
+            self._zero.clip_grad = clip or 0.0  # 0 is DeepSpeed's word for none
             self._engine.step()
             self._norm = float(self._engine.get_global_grad_norm())
             return not self._zero.overflow
@@ -235,6 +235,8 @@ class DeepSpeedEngine:
         self._norm = float(norm)
         finite = math.isfinite(self._norm)
         if finite:
+            if clip is not None:
+                torch.nn.utils.clip_grads_with_norm_([value for _, value in self._parameters], clip, norm)
             self._engine.step()
         else:
             self._engine.zero_grad()

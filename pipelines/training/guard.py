@@ -1,17 +1,29 @@
-"""When a training must stop: on request, or because its numbers are no longer finite."""
+"""When a training must stop: on request, or because its numbers are no longer worth going on with."""
 
 from __future__ import annotations
 
 import signal
+import statistics
 from collections import deque
+from collections.abc import Sequence
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 from pipelines.errors import TrainingError
 
+SpikeRule = Literal["log", "clip", "stop"]
+
+RECENT = 200
+ENOUGH = 50
+"""Steps before anything is called a spike."""
+DEVIATIONS = 6.0
+"""Median absolute deviations above the median; of normal noise, four standard deviations."""
+
 
 class GuardStop(TrainingError):
-    """Too many steps without finite gradients."""
+    """The training's numbers are not worth going on with. `steps` (from 1) are those that led to it."""
+
+    steps: tuple[int, ...] = ()
 
 
 class Stopped(Exception):
@@ -19,34 +31,78 @@ class Stopped(Exception):
 
 
 class Guard:
-    """Counts refused steps. `in_row` together, or `limit` within `window` steps, end the training."""
+    """Counts refused steps and spikes. All ranks keep the same numbers, so all decide alike.
 
-    def __init__(self, in_row: int = 3, limit: int = 10, window: int = 1000) -> None:
-        self.in_row, self.limit, self.window = in_row, limit, window
-        self.row = 0
+    `in_row` steps that were refused because their gradient was not finite, or `limit` within `window` steps, end the training. A
+    step is a spike when its loss or gradient norm is above the median of the last `RECENT` by `DEVIATIONS` times their median
+    absolute deviation. Spikes are counted ("log"), or their gradient is scaled down to that height ("clip"), or `in_row` of
+    them end the training ("stop"). Upstream has none of this.
+    """
+
+    def __init__(self, spikes: SpikeRule = "log", in_row: int = 3, limit: int = 10, window: int = 1000) -> None:
+        self.spikes, self.in_row, self.limit, self.window = spikes, in_row, limit, window
+        self.refused_row: list[int] = []
+        self.spike_row: list[int] = []
         self.refused: deque[int] = deque(maxlen=limit)
+        self.losses: deque[float] = deque(maxlen=RECENT)
+        self.norms: deque[float] = deque(maxlen=RECENT)
 
-    def note(self, step: int, moved: bool, samples: list[str]) -> None:
-        """Record whether the weights moved at `step`; raises `GuardStop` naming the samples of this rank's last batch."""
-        if moved:
-            self.row = 0
-            return
-        self.row += 1
-        self.refused.append(step)
-        crowded = len(self.refused) == self.limit and step - self.refused[0] < self.window
-        if self.row >= self.in_row or crowded:
-            raise GuardStop(
-                f"the gradient was not finite in steps {', '.join(map(str, list(self.refused)[-self.in_row:]))}",
-                expected=f"fewer than {self.in_row} in a row and {self.limit} in {self.window}", found=f"samples {', '.join(samples[:8])}",
-                remedy="look at these clips, lower the learning rate or set clip_grad_norm, then start again from the newest checkpoint",
-            )  # fmt: skip
+    def clip(self, configured: float | None) -> float | None:
+        """The largest gradient norm the next step may have."""
+        usual = height(self.norms) if self.spikes == "clip" else None
+        return min((limit for limit in (configured, usual) if limit is not None), default=None)
+
+    def note(self, step: int, moved: bool, loss: float, norm: float) -> bool:
+        """Record step `step` (from 1): whether the weights moved, its loss and gradient norm over all ranks. Returns whether it
+        was a spike; raises `GuardStop`."""
+        if not moved:
+            self.refused_row.append(step)
+            self.refused.append(step)
+            crowded = len(self.refused) == self.limit and step - self.refused[0] < self.window
+            if len(self.refused_row) >= self.in_row or crowded:
+                raise stop_of(
+                    list(self.refused if crowded else self.refused_row), "the gradient was not finite",
+                    f"fewer than {self.in_row} such steps in a row and {self.limit} in {self.window}",
+                )  # fmt: skip
+            return False
+        self.refused_row.clear()
+        spike = any(limit is not None and value > limit for value, limit in ((loss, height(self.losses)), (norm, height(self.norms))))
+        self.losses.append(loss)
+        self.norms.append(norm)
+        self.spike_row = [*self.spike_row, step] if spike else []
+        if self.spikes == "stop" and len(self.spike_row) >= self.in_row:
+            raise stop_of(self.spike_row, "loss or gradient norm left their recent range", f"fewer than {self.in_row} such steps in a row")
+        return spike
 
     def to_dict(self) -> dict[str, Any]:
-        return {"row": self.row, "refused": list(self.refused)}
+        return {
+            "refused_row": self.refused_row, "spike_row": self.spike_row, "refused": list(self.refused), "losses": list(self.losses),
+            "norms": list(self.norms),
+        }  # fmt: skip
 
     def restore(self, values: dict[str, Any]) -> None:
-        self.row = values["row"]
-        self.refused = deque(values["refused"], maxlen=self.limit)
+        self.refused_row, self.spike_row = list(values["refused_row"]), list(values["spike_row"])
+        for numbers, name in ((self.refused, "refused"), (self.losses, "losses"), (self.norms, "norms")):
+            numbers.clear()
+            numbers.extend(values[name])
+
+
+def height(recent: Sequence[float] | deque[float]) -> float | None:
+    """What a usual step stays below, None while too few are known."""
+    if len(recent) < ENOUGH:
+        return None
+    median = statistics.median(recent)
+    return median + DEVIATIONS * statistics.median(abs(value - median) for value in recent)
+
+
+def stop_of(steps: list[int], what: str, expected: str) -> GuardStop:
+    error = GuardStop(
+        f"{what} in steps {', '.join(map(str, steps))}", expected=expected, found=f"{len(steps)}",
+        remedy="lower the learning rate, set clip_grad_norm or spikes: clip in the recipe, or look at the clips named in refused.json and "
+        "start again with exclude_refused: the training goes on from the newest checkpoint without them",
+    )  # fmt: skip
+    error.steps = tuple(steps)
+    return error
 
 
 class StopRequest:

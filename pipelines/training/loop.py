@@ -5,32 +5,45 @@ Everything that changes with the step is a function of the step, so the cursor o
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from pipelines.recipes import Curve
 from pipelines.reporting import LINE_EVERY_S, Reporter
-from pipelines.training import checkpoint
+from pipelines.training.checkpoint import Beside, Writer
 from pipelines.training.engine import Engine
-from pipelines.training.guard import Guard, Stopped, StopRequest
+from pipelines.training.guard import Guard, GuardStop, Stopped, StopRequest
 from pipelines.training.schedule import ema_momentum, learning_rate
+
+logger = logging.getLogger("tubelet.training")
 
 RECENT_STEPS = 50
 """Steps that the shown loss is averaged over."""
 
 
+class Work(NamedTuple):
+    """What one rank's step took: clips, tokens through any network, and the FLOPs of the model's matrix products."""
+
+    clips: int
+    tokens: int
+    flops: int
+
+
 class Task(Protocol):
     """What is trained, seen from the loop. Steps are counted from 0 here."""
 
-    def losses(self, step: int, batch: Any) -> Tensor:
-        """The loss of each mask strategy (k,) for this rank's batch, with gradients."""
+    def losses(self, step: int, batch: Any, part: int) -> tuple[Tensor, Tensor]:
+        """What is minimised, a scalar with gradients, and the losses to show (k,), of micro-batch `part` of this rank's batch."""
+
+    def about_to_move(self, step: int) -> None:
+        """The weights will move now."""
 
     def moved(self, momentum: float) -> None:
         """The weights have moved: average the target."""
@@ -38,14 +51,11 @@ class Task(Protocol):
     def measure(self, done: int, numbers: dict[str, float]) -> tuple[dict[str, float], str] | None:
         """Health after `done` steps, as numbers and as a line, or None when it is not due. All ranks take part."""
 
-    def fill(self, folder: Path) -> dict[str, Any]:
-        """Write what a checkpoint needs beside the engine's state (rank 0) and return JSON-able state."""
+    def beside(self) -> Beside:
+        """What a checkpoint needs beside the engine's state, copied (rank 0)."""
 
-    def samples(self, batch: Any) -> list[str]:
-        """Names of a batch's samples, for error messages."""
-
-    def work(self, batch: Any) -> tuple[int, int]:
-        """(clips, tokens) of this rank's batch, for throughput."""
+    def work(self, batch: Any) -> Work:
+        """What this rank's batch took."""
 
 
 class Data(Protocol):
@@ -60,14 +70,22 @@ class Data(Protocol):
     def obey(self, step: int) -> None:
         """Obey it from `step` on. All ranks take part."""
 
+    def accuse(self, batches: Sequence[tuple[int, Sequence[int]]]) -> list[str]:
+        """Write down the samples of these (step, ranks) as what the training stopped on, and return names of them."""
+
 
 @dataclass(frozen=True)
 class Schedule:
+    """`clip`: the largest gradient norm, None for any. `peak_flops`: what a rank's device does in a second at best."""
+
     steps: int
     learning_rate: Curve
     ema: tuple[float, float]
     weight_decay: float
     checkpoint_every: int
+    peak_flops: float
+    clip: float | None = None
+    accumulation: int = 1
 
 
 @dataclass
@@ -88,7 +106,7 @@ def train(
     data: Data,
     *,
     start: int,
-    checkpoints: Path,
+    checkpoints: Writer,
     guard: Guard,
     reporter: Reporter,
     stop: StopRequest,
@@ -98,52 +116,80 @@ def train(
     Raises `Stopped` after the checkpoint when any rank was asked to stop, `GuardStop` when the guard ends it.
     """
 
-    def keep(step: int) -> None:
-        checkpoint.save(checkpoints, step, engine, lambda folder: {**task.fill(folder), "guard": guard.to_dict()})
+    def beside() -> Beside:
+        tensors, content = task.beside()
+        return tensors, {**content, "guard": guard.to_dict()}
 
     window, wait_share, last_line, spread = Window(), 0.0, 0.0, ""
     recent: deque[float] = deque(maxlen=RECENT_STEPS)
+    blamed: dict[int, list[int]] = {}
     supply = data.batches(start, schedule.steps)
     for step in range(start, schedule.steps):
+        done = step + 1
         asked_at = time.monotonic()
         batch = next(supply)
-        window.waited += time.monotonic() - asked_at
-        rate = learning_rate(schedule.learning_rate, step + 1, schedule.steps)
-        momentum = ema_momentum(schedule.ema, step + 1, schedule.steps)
+        waited = time.monotonic() - asked_at
+        rate = learning_rate(schedule.learning_rate, done, schedule.steps)
+        momentum = ema_momentum(schedule.ema, done, schedule.steps)
 
-        losses = task.losses(step, batch)
-        engine.backward(losses.mean())
-        moved = engine.step(rate, schedule.weight_decay)
+        parts, moved = [], True
+        for part in range(schedule.accumulation):
+            loss, shown = task.losses(step, batch, part)
+            engine.backward(loss)
+            parts.append(torch.cat([loss.detach().reshape(1), shown.detach()]))
+            if part == schedule.accumulation - 1:
+                task.about_to_move(step)
+            moved = engine.step(rate, schedule.weight_decay, guard.clip(schedule.clip))
         if moved:
             task.moved(momentum)
+        own = torch.stack(parts).mean(dim=0)
 
         # One small collective a step carries the losses, whether rank 0 wants to speak, whether anyone must stop, and whether
         # something was taken down.
         speak = engine.rank == 0 and time.monotonic() - last_line >= LINE_EVERY_S
-        shared = engine.mean(torch.cat([losses.detach(), losses.new_tensor([float(speak), float(stop.asked), float(data.changed())])])).tolist()
-        *each, speak_now, stop_now, changed_now = shared
-        loss, done = sum(each) / len(each), step + 1
-        clips, tokens = task.work(batch)
+        flags = own.new_tensor([float(speak), float(stop.asked), float(data.changed())])
+        mean_of_loss, *each, speak_now, stop_now, changed_now = engine.mean(torch.cat([own, flags])).tolist()
+        if not moved:
+            finite = engine.gather(own[:1].isfinite().to(torch.float32)).tolist()
+            blamed[done] = [rank for rank, good in enumerate(finite) if not good]
+        norm = engine.gradient_norm()
+        try:
+            spike = guard.note(done, moved, mean_of_loss, norm)
+        except GuardStop as error:
+            names = data.accuse([(number - 1, blamed.get(number) or range(engine.world)) for number in error.steps])
+            checkpoints.finish()
+            error.found = f"{error.found}, on clips {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}"
+            raise
+        checkpoints.check()
+
+        work = task.work(batch)
+        now = time.monotonic()
+        seconds = now - asked_at
+        window.steps, window.waited = window.steps + 1, window.waited + waited
+        window.clips, window.tokens = window.clips + work.clips * engine.world, window.tokens + work.tokens * engine.world
         if moved:
-            recent.append(loss)
+            recent.append(mean_of_loss)
         mean_loss = sum(recent) / max(1, len(recent))
-        window.steps += 1
-        window.clips, window.tokens = window.clips + clips * engine.world, window.tokens + tokens * engine.world
+        speed = work.flops / seconds
         reporter.metrics(done, {
-            "loss": loss, **{f"loss_{number}": value for number, value in enumerate(each)}, "learning_rate": rate,
-            "momentum": momentum, "gradient_norm": engine.gradient_norm(), "moved": float(moved),
+            "loss": mean_of_loss, **{f"loss_{number}": value for number, value in enumerate(each)}, "learning_rate": rate,
+            "weight_decay": schedule.weight_decay, "momentum": momentum, "gradient_norm": norm, "moved": float(moved), "spike": float(spike),
+            "seconds": seconds, "data_wait": waited / seconds, "clips_per_s": work.clips * engine.world / seconds,
+            "tokens_per_s": work.tokens * engine.world / seconds, "flops_per_s": speed * engine.world, "mfu": speed / schedule.peak_flops,
         })  # fmt: skip
-        guard.note(done, moved, task.samples(batch))
+        if not moved or spike:
+            what = "a spike" if moved else "not finite, so the weights stay as they are"
+            reporter.log(f"step {done}/{schedule.steps}  loss {mean_of_loss:.4f}  gradient norm {norm:.3g}: {what}")
 
         if speak_now:
-            seconds = max(time.monotonic() - window.started, 1e-9)
-            wait_share = window.waited / seconds
+            elapsed = max(now - window.started, 1e-9)
+            wait_share = window.waited / elapsed
             reporter.log(
                 f"step {done}/{schedule.steps}  loss {mean_loss:.4f}  lr {rate:.2e}  ema {momentum:.5f}  "
-                f"{window.clips / seconds:.0f} clips/s  {window.tokens / seconds:.0f} tokens/s  data wait {100 * wait_share:.0f} %{spread}  "
-                f"{(schedule.steps - done) * seconds / window.steps:.0f} s left"
+                f"{window.clips / elapsed:.0f} clips/s  {window.tokens / elapsed:.0f} tokens/s  data wait {100 * wait_share:.0f} %{spread}  "
+                f"{(schedule.steps - done) * elapsed / window.steps:.0f} s left"
             )
-            window, last_line = Window(), time.monotonic()
+            window, last_line = Window(), now
         measured = task.measure(done, {"mean_loss": mean_loss, "data_wait": wait_share})
         if measured is not None:
             values, line = measured
@@ -153,7 +199,10 @@ def train(
         if changed_now and done < schedule.steps:  # after the last step nothing is drawn any more, so nothing can be missing
             data.obey(done)
         if stop_now:
-            keep(done)
+            checkpoints.save(done, beside)
+            checkpoints.finish()
+            engine.barrier()  # a rank that ended before the checkpoint is whole would take the others with it
             raise Stopped(f"asked to stop: checkpoint of step {done} written")
         if done % schedule.checkpoint_every == 0 and done < schedule.steps:
-            keep(done)
+            checkpoints.save(done, beside)
+    checkpoints.finish()

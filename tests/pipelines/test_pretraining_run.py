@@ -36,6 +36,7 @@ from pipelines.shards.loader import ClipLoader
 from pipelines.shards.mixture import WHOLE, open_mixture
 from pipelines.tombstones import write_tombstones
 from pipelines.training.engine import PlainEngine
+from pipelines.training.guard import Guard
 from pipelines.training.launcher import EXIT_GUARD, EXIT_INPUT, EXIT_STOPPED, distributed_jobs, launch
 
 ROOT = Path(__file__).parents[2]
@@ -55,11 +56,15 @@ def own_process_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def spec_in(
-    work: Path, shards: Path, phase: Any = "pretrain", init_from: Path | None = None, log_exposures: bool = False, **pretraining: Any
-) -> Path:
+    work: Path, shards: Path, phase: Any = "pretrain", init_from: Path | None = None, log_exposures: bool = False,
+    exclude_refused: bool = False, **pretraining: Any,
+) -> Path:  # fmt: skip
     recipe = load_recipe("smoke").resolved()
     recipe["pretraining"].update(pretraining)
-    return write_spec(work, Recipe.model_validate(recipe), phase, shards, work / "store", init_from=init_from, log_exposures=log_exposures)
+    return write_spec(
+        work, Recipe.model_validate(recipe), phase, shards, work / "store", init_from=init_from, log_exposures=log_exposures,
+        exclude_refused=exclude_refused,
+    )  # fmt: skip
 
 
 def logged(result: Path, shards: Path) -> tuple[pa.Table, list[str]]:
@@ -97,10 +102,10 @@ def stop_at(step: int, monkeypatch: pytest.MonkeyPatch, number: int = signal.SIG
     """Send this process a signal while it computes the losses of `step`."""
     losses_before = Pretraining.losses
 
-    def losses(self: Pretraining, at: int, batch: Any) -> torch.Tensor:
+    def losses(self: Pretraining, at: int, batch: Any, part: int) -> Any:
         if at == step:
             os.kill(os.getpid(), number)
-        return losses_before(self, at, batch)
+        return losses_before(self, at, batch, part)
 
     monkeypatch.setattr(Pretraining, "losses", losses)
 
@@ -177,11 +182,11 @@ def test_cooldown_goes_on_from_optimizer_and_target_at_more_pixels_and_frames(
         seen["state"] = state
         restore_before(self, state)
 
-    def losses(self: Pretraining, at: int, batch: Any) -> torch.Tensor:
+    def losses(self: Pretraining, at: int, batch: Any, part: int) -> Any:
         if at == 0:
             seen["target"] = {name: value.clone() for name, value in self.target.state_dict().items()}
             seen["video"] = tuple(batch.video.shape)
-        return losses_before(self, at, batch)
+        return losses_before(self, at, batch, part)
 
     monkeypatch.setattr(PlainEngine, "restore", restore)
     monkeypatch.setattr(Pretraining, "losses", losses)
@@ -207,10 +212,39 @@ def test_three_steps_without_finite_numbers_end_the_run_and_name_the_clips(
     losses_before = Pretraining.losses
     said: list[str] = []
     monkeypatch.setattr(run.logger, "error", lambda _, error: said.append(str(error)))
-    monkeypatch.setattr(Pretraining, "losses", lambda self, at, batch: losses_before(self, at, batch) * (float("nan") if at > 0 else 1.0))
+
+    def losses(self: Pretraining, at: int, batch: Any, part: int) -> Any:
+        loss, shown = losses_before(self, at, batch, part)
+        return loss * (float("nan") if at > 0 else 1.0), shown
+
+    monkeypatch.setattr(Pretraining, "losses", losses)
     assert run.main(["--spec", str(spec_in(tmp_path, made_shards))]) == EXIT_GUARD
-    assert "steps 2, 3, 4" in said[0] and "12 (clip " in said[0]
+    refused = json.loads((tmp_path / "refused.json").read_text())
+    assert refused["samples"] == list(range(4, 16)) and "steps 2, 3, 4" in said[0] and refused["clips"][0] in said[0]
     assert not (tmp_path / "result").exists()
+
+
+def test_a_restart_goes_on_without_the_clips_it_had_stopped_on(made_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses_before, shown = Pretraining.losses, list[str]()
+    monkeypatch.setattr(run, "Guard", lambda spikes: Guard(spikes, in_row=1))
+    loader = ClipLoader(open_mixture(WHOLE, made_shards), ClipGeometry(4, 4, 16, 16), seed=0, phase="pretrain", global_batch=4)
+    (bad,) = loader.clips_of([8])
+
+    def losses(self: Pretraining, at: int, batch: Any, part: int) -> Any:
+        loss, each = losses_before(self, at, batch, part)
+        shown.extend(batch.clip_ids)
+        return loss * (float("nan") if bad in batch.clip_ids else 1.0), each
+
+    monkeypatch.setattr(Pretraining, "losses", losses)
+    assert run.main(["--spec", str(spec_in(tmp_path, made_shards, log_exposures=True))]) == EXIT_GUARD
+    refused = json.loads((tmp_path / "refused.json").read_text())["clips"]
+    assert bad in shown and bad in refused and len(refused) == 4
+    shown.clear()
+    assert run.main(["--spec", str(spec_in(tmp_path, made_shards, log_exposures=True, exclude_refused=True))]) == 0
+    assert shown and not set(shown) & set(refused) and not (tmp_path / "refused.json").exists()
+    exposure = read_exposure(tmp_path / "result")
+    assert exposure is not None and exposure.replaced  # so that the lineage tells the same
+    assert logged(tmp_path / "result", made_shards)[1] == []
 
 
 def test_other_recipe_in_the_same_folder_and_a_cooldown_of_nothing_are_refused(
@@ -297,10 +331,10 @@ def test_a_takedown_of_everything_in_the_last_step_does_not_lose_the_training(
 ) -> None:
     losses_before = Pretraining.losses
 
-    def losses(self: Pretraining, at: int, batch: Any) -> torch.Tensor:
+    def losses(self: Pretraining, at: int, batch: Any, part: int) -> Any:
         if at == 5:
             write_tombstones(tmp_path / "store", "all", [{"clip_id": clip, "reason": "asked"} for clip in ShardIndex(made_shards).column("clip_id")])
-        return losses_before(self, at, batch)
+        return losses_before(self, at, batch, part)
 
     monkeypatch.setattr(Pretraining, "losses", losses)
     exposure = read_exposure(trained(tmp_path, made_shards))
@@ -335,11 +369,11 @@ def test_a_takedown_is_obeyed_from_the_next_step_and_after_a_restart(
     gone, later = index.clip_id(len(index) - 1), index.clip_id(len(index) - 2)
     losses_before, served = Pretraining.losses, list[tuple[int, list[str]]]()
 
-    def losses(self: Pretraining, at: int, batch: Any) -> torch.Tensor:
+    def losses(self: Pretraining, at: int, batch: Any, part: int) -> Any:
         served.append((at, batch.clip_ids))
         if at == 1:
             write_tombstones(tmp_path / "store", "first", [{"clip_id": gone, "reason": "asked"}])
-        return losses_before(self, at, batch)
+        return losses_before(self, at, batch, part)
 
     monkeypatch.setattr(Pretraining, "losses", losses)
     spec = spec_in(tmp_path, made_shards, log_exposures=True)

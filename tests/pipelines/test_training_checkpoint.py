@@ -1,11 +1,12 @@
-"""Checkpoints are whole or absent; the guard and the verdict say when a training is not worth going on with."""
+"""Checkpoints are whole or absent, of the moment they were asked for, and never in the way of the training."""
 
 from __future__ import annotations
 
-import os
-import signal
+import errno
+import json
+import threading
 from pathlib import Path
-from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -13,7 +14,6 @@ from torch import nn
 
 from pipelines.training import checkpoint
 from pipelines.training.engine import EngineConfig, PlainEngine
-from pipelines.training.guard import Guard, GuardStop, StopRequest
 from pipelines.training.metrics import Health, health, rank_me
 
 
@@ -23,8 +23,10 @@ def engine_with(value: float) -> PlainEngine:
     return PlainEngine(net, EngineConfig())
 
 
-def save(folder: Path, step: int) -> None:
-    checkpoint.save(folder, step, engine_with(float(step)), lambda _: {"note": "kept"})
+def save(folder: Path, step: int, keep_every: int | None = None) -> None:
+    writer = checkpoint.Writer(folder, engine_with(float(step)), keep_every)
+    writer.save(step, lambda: ({"more.safetensors": {"a": torch.ones(3)}}, {"note": "kept"}))
+    writer.finish()
 
 
 def test_newest_is_taken_one_before_is_kept_older_go(tmp_path: Path) -> None:
@@ -53,53 +55,54 @@ def test_flipped_byte_sends_back_to_the_checkpoint_before(tmp_path: Path, name: 
     assert again is not None and checkpoint.step_of(again) == 2
 
 
-def test_death_inside_a_save_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+def test_death_inside_a_save_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path, 1)
-
-    def die(_: Path) -> dict[str, Any]:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        checkpoint.save(tmp_path, 2, engine_with(2.0), die)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "seal", mock.Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            save(tmp_path, 2)
     assert (tmp_path / ".draft-step-000000002" / "student.safetensors").exists()
     newest = checkpoint.newest(tmp_path)
     assert newest is not None and checkpoint.step_of(newest) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000001"]
 
 
-def test_guard_stops_after_three_refused_steps_in_a_row_and_names_the_samples() -> None:
-    guard = Guard()
-    guard.note(1, False, ["a"])
-    guard.note(2, False, ["b"])
-    guard.note(3, True, ["c"])
-    restored = Guard()
-    restored.restore(guard.to_dict())
-    restored.note(4, False, ["d"])
-    restored.note(5, False, ["e"])
-    with pytest.raises(GuardStop, match="samples 17"):
-        restored.note(6, False, ["17 (clip abc)"])
+def test_checkpoint_is_of_the_moment_it_was_asked_for_although_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, may_write = engine_with(1.0), threading.Event()
+    write_before = checkpoint.write
+    monkeypatch.setattr(checkpoint, "write", lambda *arguments: (may_write.wait(10), write_before(*arguments)))
+    writer, beside = checkpoint.Writer(tmp_path, engine), {"seen": [1]}
+    writer.save(1, lambda: ({}, dict(beside)))
+    with torch.no_grad():
+        engine.module.weight.fill_(2.0)
+    beside["seen"].append(2)
+    may_write.set()
+    writer.finish()
+    assert float(checkpoint.read_engine_state(tmp_path / "step-000000001").weights["weight"][0, 0]) == 1.0
+    assert json.loads((tmp_path / "step-000000001" / "state.json").read_text()) == {"seen": [1], "step": 1}
 
 
-def test_guard_stops_after_ten_refused_steps_in_a_thousand_but_not_in_many() -> None:
-    patient = Guard()
-    for step in range(0, 4000, 200):
-        patient.note(step, False, [])
-        patient.note(step + 1, True, [])
-    guard = Guard()
-    with pytest.raises(GuardStop):
-        for step in range(0, 1000, 50):
-            guard.note(step, False, [])
-            guard.note(step + 1, True, [])
-    assert len(guard.refused) == 10
+def test_full_disk_is_heard_of_at_the_next_step_and_the_checkpoint_before_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 1)
+    writer = checkpoint.Writer(tmp_path, engine_with(2.0))
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", mock.Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+        writer.save(2, lambda: ({}, {}))
+        assert writer._thread is not None
+        writer._thread.join()
+        with pytest.raises(OSError, match="No space left"):
+            writer.check()
+    newest = checkpoint.newest(tmp_path)
+    assert newest is not None and checkpoint.step_of(newest) == 1
+    writer.save(2, lambda: ({}, {}))  # told once: with room again it goes on
+    writer.finish()
+    assert checkpoint.newest(tmp_path) == tmp_path / "step-000000002"
 
 
-def test_stop_request_keeps_the_process_and_gives_the_handlers_back() -> None:
-    before = signal.getsignal(signal.SIGUSR1)
-    with StopRequest() as stop:
-        assert not stop.asked
-        os.kill(os.getpid(), signal.SIGUSR1)
-        assert stop.asked
-    assert signal.getsignal(signal.SIGUSR1) == before
+def test_every_nth_checkpoint_is_kept_for_good(tmp_path: Path) -> None:
+    for step in range(10, 80, 10):
+        save(tmp_path, step, keep_every=30)
+    assert [checkpoint.step_of(path) for path in sorted(tmp_path.iterdir())] == [30, 50, 60, 70]
 
 
 def test_rank_me_counts_directions() -> None:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pipelines.training import checkpoint
@@ -43,7 +44,9 @@ def data(step: int) -> tuple[Tensor, Tensor]:
     return torch.randn(SAMPLES, 6, generator=source), torch.randn(SAMPLES, 4, generator=source)
 
 
-def advance(engine: Engine, start: int, stop: int, poison: tuple[int, int] | None = None) -> tuple[list[float], list[bool]]:
+def advance(
+    engine: Engine, start: int, stop: int, poison: tuple[int, int] | None = None, clip: float | None = None
+) -> tuple[list[float], list[bool]]:
     """Train on this rank's share of each batch; `poison` (step, rank) plants a NaN. Returns global losses and moves."""
     share = SAMPLES // engine.world
     losses, moves = [], []
@@ -54,7 +57,7 @@ def advance(engine: Engine, start: int, stop: int, poison: tuple[int, int] | Non
             inputs[0, 0] = float("nan")
         loss = (engine(inputs).float() - targets).abs().mean()
         engine.backward(loss)
-        moves.append(engine.step(1e-2 * (step + 1), 0.1))
+        moves.append(engine.step(1e-2 * (step + 1), 0.1, clip))
         losses.append(float(engine.mean(loss.detach())))
     return losses, moves
 
@@ -67,27 +70,27 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     results: dict[str, object] = {}
     for stage in (0, 1, 2):
-        engine = DeepSpeedEngine(make_net(), EngineConfig(zero_stage=stage, clip=CLIP))
-        results[f"losses {stage}"], _ = advance(engine, 0, 2)
+        engine = DeepSpeedEngine(make_net(), EngineConfig(zero_stage=stage))
+        results[f"losses {stage}"], _ = advance(engine, 0, 2, clip=CLIP)
         state = engine.state()
         if state is not None:
             (folder / str(stage)).mkdir()
-            checkpoint.write_engine_state(folder / str(stage), state)
+            save_file(state.weights, folder / str(stage) / checkpoint.STUDENT)
+            save_file(checkpoint.moments_file(state), folder / str(stage) / checkpoint.OPTIMIZER)
         engine.barrier()
-        results[f"losses {stage}"] += advance(engine, 2, STEPS)[0]  # type: ignore[operator]
+        results[f"losses {stage}"] += advance(engine, 2, STEPS, clip=CLIP)[0]  # type: ignore[operator]
         results[f"weights {stage}"] = weights(engine)
-        resumed = DeepSpeedEngine(make_net(), EngineConfig(zero_stage=stage, clip=CLIP))
+        resumed = DeepSpeedEngine(make_net(), EngineConfig(zero_stage=stage))
         resumed.restore(checkpoint.read_engine_state(folder / str(stage)))
-        advance(resumed, 2, STEPS)
+        advance(resumed, 2, STEPS, clip=CLIP)
         results[f"resumed {stage}"] = weights(resumed)
-        if stage < 2:
-            poisoned = DeepSpeedEngine(make_net(), EngineConfig(zero_stage=stage))
-            advance(poisoned, 0, 1)
-            before = weights(poisoned)
-            results[f"poisoned moves {stage}"] = advance(poisoned, 1, 2, poison=(1, 1))[1]
-            results[f"unmoved {stage}"] = all(bool((before[name] == value).all()) for name, value in weights(poisoned).items())
-            results[f"later moves {stage}"] = advance(poisoned, 2, 4)[1]
-            results[f"later {stage}"] = weights(poisoned)
+        poisoned = DeepSpeedEngine(make_net(), EngineConfig(zero_stage=stage))
+        advance(poisoned, 0, 1)
+        before = weights(poisoned)
+        results[f"poisoned moves {stage}"] = advance(poisoned, 1, 2, poison=(1, 1))[1]
+        results[f"unmoved {stage}"] = all(bool((before[name] == value).all()) for name, value in weights(poisoned).items())
+        results[f"later moves {stage}"] = advance(poisoned, 2, 4)[1]
+        results[f"later {stage}"] = weights(poisoned)
     low = DeepSpeedEngine(make_net(), EngineConfig(zero_stage=1, precision="bf16"))
     results["bf16 losses"] = advance(low, 0, STEPS)[0]
     results["bf16 dtypes"] = {str(value.dtype) for value in low.module.parameters()}
