@@ -44,11 +44,16 @@ class Task:
     def progress(self) -> Callable[..., None]:
         return self.pulse.progress
 
-    def train(self, jobs: Sequence[Any], done: Sequence[Path]) -> None:
-        """Run training jobs to their end, out of process; raises unless every marker in `done` exists afterwards."""
+    def train(self, jobs: Sequence[Any], done: Sequence[Path], observe: Callable[[], dict[str, Any]] | None = None) -> None:
+        """Run training jobs to their end, out of process; raises unless every marker in `done` exists afterwards. Meanwhile
+        `observe` gives what the asset's page shows now and then."""
+        self.launcher.run(self.context, jobs, work_folder=self.work_folder, done=done, heard=self.pulse.heard, observe=observe)
+
+    @property
+    def launcher(self) -> TrainLauncher:
         if self.trainer is None:
             raise StoreError("this stage was given no launcher", expected="a TrainLauncher resource", found="none")
-        self.trainer.run(self.context, jobs, work_folder=self.work_folder, done=done, heard=self.pulse.heard)
+        return self.trainer
 
 
 @dataclass(frozen=True)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import logging
 import re
+import shlex
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, get_args
 
 import dagster as dg
 
 from assets.resources import REPOSITORY
-from pipelines.errors import TrainingError
+from pipelines.errors import InputError, TrainingError
 
 if TYPE_CHECKING:
     from pipelines.training.launcher import Job
@@ -30,18 +31,32 @@ class TrainLauncher(dg.ConfigurableResource):
 
     `grace_s` is the time trainers have to write a checkpoint after being asked to stop, before they are killed. A
     training that ended by a cause that may pass is started again, `attempts` times in all. Not a Dagster RetryPolicy:
-    that one also starts a step again that a person has just canceled.
+    that one also starts a step again that a person has just canceled. `starter` starts the ranks: one by one
+    (processes), or torchrun or deepspeed with `starter_options`, which may name more machines. While a training lasts, an
+    observation with its picture goes into the event log every `observe_every_s`.
     """
 
     grace_s: float = 20.0
     attempts: int = 2
     pause_s: float = 5.0
+    starter: str = "processes"
+    starter_options: str = ""
+    observe_every_s: float = 300.0
+
+    def jobs(self, module: str, args: Sequence[str], ranks: int, threads: int) -> list[Job]:
+        """The jobs that run `python -m module args` as one group of ranks."""
+        from pipelines.training import launcher
+
+        if self.starter not in get_args(launcher.Starter):
+            raise InputError("the trainer has no such starter", expected=", ".join(get_args(launcher.Starter)), found=self.starter)
+        return launcher.training_jobs(module, args, ranks, threads, self.starter, shlex.split(self.starter_options))  # type: ignore[arg-type]
 
     def run(
         self, context: dg.AssetExecutionContext, jobs: Sequence[Job], *, work_folder: Path, done: Sequence[Path],
-        heard: Callable[[], None],
+        heard: Callable[[], None], observe: Callable[[], dict[str, Any]] | None = None,
     ) -> None:  # fmt: skip
-        """Start `jobs` together, relay their lines, wait, and insist on every marker in `done`.
+        """Start `jobs` together, relay their lines, wait, and insist on every marker in `done`. `observe` gives the metadata of an
+        observation.
 
         Raises `TrainingError`. Whatever happens (cancel, exception, Ctrl-C), no process of the jobs is left behind.
         """
@@ -53,7 +68,7 @@ class TrainLauncher(dg.ConfigurableResource):
             logger.info("    %s: finished before, nothing to train", name)
             return
         for attempt in range(1, self.attempts + 1):
-            codes, last_words = self._attempt(context, jobs, work_folder, heard)
+            codes, last_words = self._attempt(context, jobs, work_folder, heard, observe)
             missing = [str(path) for path in done if not path.exists()]
             if not missing and not any(codes):
                 return
@@ -70,22 +85,27 @@ class TrainLauncher(dg.ConfigurableResource):
             time.sleep(self.pause_s)
 
     def _attempt(
-        self, context: dg.AssetExecutionContext, jobs: Sequence[Job], work_folder: Path, heard: Callable[[], None]
-    ) -> tuple[list[int], str]:
+        self, context: dg.AssetExecutionContext, jobs: Sequence[Job], work_folder: Path, heard: Callable[[], None],
+        observe: Callable[[], dict[str, Any]] | None,
+    ) -> tuple[list[int], str]:  # fmt: skip
         """Exit codes of one start of all jobs, the first with a Pipes session; and the last line that the first wrote."""
         from pipelines.training import launcher
 
         first, *others = jobs
         marks = tuple(f"[{job.name}] " for job in others)
-        last_words = ""
+        last_words, observed_at = "", time.monotonic()
 
         def relay(line: str) -> None:
-            nonlocal last_words
+            nonlocal last_words, observed_at
             words = OWN_CLOCK.sub(r"\1", line.rstrip())
             if words and not words.startswith(marks):
                 last_words = words
             logger.info("    %s", words)
             heard()
+            if observe is not None and time.monotonic() - observed_at >= self.observe_every_s:
+                observed_at = time.monotonic()
+                key, partition = context.asset_key, context.partition_key if context.has_partition_key else None
+                context.log_event(dg.AssetObservation(key, partition=partition, metadata=observe()))
 
         with pipes_session(context, work_folder) as session:
             # One session, one speaker: a second process reporting into it breaks the run.

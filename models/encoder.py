@@ -210,6 +210,28 @@ def check_groups(groups: Sequence[Tensor], batch: int, grid: Grid) -> None:
         check_token_ids(group, batch, grid[0] * grid[1] * grid[2], "token_ids")
 
 
+def check_samples(samples: Sequence[int], token_ids: Any, batch: int) -> None:
+    """Raise ShapeError unless token_ids is a list of groups and there is a sample of the batch for each."""
+    groups = len(token_ids) if isinstance(token_ids, list | tuple) else 0
+    if not groups or len(samples) != groups or min(samples) < 0 or max(samples) >= batch:
+        raise ShapeError(
+            "samples does not say which sample each group is of",
+            expected=f"a list of groups, and as many numbers from 0 to {batch - 1}",
+            found=f"{groups} groups, samples {list(samples)}",
+            remedy="Pass one number for each group of token_ids, or None when a group holds all samples.",
+        )
+
+
+def joined_in_time(
+    video: Tensor, grid: Grid, packed_ids: Tensor, sizes: Sequence[int], samples: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """All clips as one long video (1, C, B * T, H, W), and the ids (1, sum of sizes) of its tokens."""
+    begins = torch.tensor(samples, device=video.device) * (grid[0] * grid[1] * grid[2])
+    per_group = torch.tensor(sizes, device=video.device)
+    begins = torch.repeat_interleave(begins, per_group, output_size=packed_ids.shape[1])
+    return video.transpose(0, 1).flatten(1, 2).unsqueeze(0), packed_ids + begins
+
+
 class VideoEncoder(nn.Module):
     """V-JEPA 2 encoder; its output after the final norm is the feature everybody uses.
 
@@ -242,12 +264,14 @@ class VideoEncoder(nn.Module):
         token_ids: Tensor | Sequence[Tensor] | None = None,
         layers: Sequence[int] | None = None,
         all_levels: bool = False,
+        samples: Sequence[int] | None = None,
     ) -> Any:
         """Encode video (B, C, T, H, W) of any float dtype: any H, W multiple of the patch, any T multiple of the tubelet.
 
         A single frame (T == 1) is repeated to a static tubelet, or is an image where the config has an image tokenizer;
         both give one time step. ``token_ids`` names the kept tokens, (B, K) int64, or a list of such groups that never
-        see each other; token id = t * Hp * Wp + h * Wp + w.
+        see each other; token id = t * Hp * Wp + h * Wp + w. With ``samples`` each group (1, K) is of the one sample of that
+        number: so samples that keep unequal numbers of tokens share a pass without padding.
 
         Returns the last block through its norm, (B, N or K, D), or a list with one tensor per group when token_ids is a
         list. With ``layers`` (0-based blocks) a list over layers of that: a level of the config through its own norm,
@@ -257,15 +281,19 @@ class VideoEncoder(nn.Module):
         Raises ShapeError on sizes that do not divide, wrong dtypes and ids outside the grid.
         """
         video, grid, image = self._checked(video)
+        if samples is not None:
+            check_samples(samples, token_ids, video.shape[0])
         if token_ids is None:
             packed_ids, spans, sizes = None, None, [grid[0] * grid[1] * grid[2]]
             rope = broadcast_to_heads(self._tables.full(grid, video.device))
         else:
             groups = [token_ids] if isinstance(token_ids, Tensor) else list(token_ids)
-            check_groups(groups, video.shape[0], grid)
+            check_groups(groups, video.shape[0] if samples is None else 1, grid)
             sizes = [group.shape[1] for group in groups]
             packed_ids, spans = torch.cat(groups, dim=1), group_spans(sizes)
             rope = broadcast_to_heads(self._tables.gathered(grid, packed_ids))
+            if samples is not None:
+                video, packed_ids = joined_in_time(video, grid, packed_ids, sizes, samples)
 
         def unpack(normed: Tensor) -> Any:
             return list(normed.split(sizes, dim=1)) if isinstance(token_ids, list | tuple) else normed

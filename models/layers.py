@@ -65,18 +65,21 @@ def attend(query: Tensor, key: Tensor, value: Tensor, spans: Sequence[Span] | No
     if spans is None:
         attended = F.scaled_dot_product_attention(query, key, value)
     else:
-        attended = torch.cat(
-            [
-                F.scaled_dot_product_attention(
-                    query[:, :, span.query_start : span.query_end],
-                    key[:, :, span.key_start : span.key_end],
-                    value[:, :, span.key_start : span.key_end],
-                )
-                for span in spans
-            ],
-            dim=2,
-        )
+        queries = query.split([span.query_end - span.query_start for span in spans], dim=2)
+        parts = zip(queries, by_span(key, spans), by_span(value, spans), strict=True)
+        attended = torch.cat([F.scaled_dot_product_attention(*part) for part in parts], dim=2)
     return attended.transpose(1, 2).flatten(2)
+
+
+def by_span(keys: Tensor, spans: Sequence[Span]) -> Sequence[Tensor]:
+    """What each span attends to, of (B, heads, N, head_dim).
+
+    Groups that attend to themselves are split off at once: the backward pass of a slice fills a tensor as long as all
+    spans together, which for many spans is most of the work.
+    """
+    if all((span.key_start, span.key_end) == (span.query_start, span.query_end) for span in spans):
+        return keys.split([span.key_end - span.key_start for span in spans], dim=2)
+    return [keys[:, :, span.key_start : span.key_end] for span in spans]
 
 
 class Attention(nn.Module):

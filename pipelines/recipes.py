@@ -155,8 +155,9 @@ class PretrainRecipe(Part):
     cooldown: Phase
 
     def deciding(self, *phases: str) -> dict[str, Any]:
-        """What decides the weights after `phases`, as JSON-able data: the rest is how they are computed, and changes rounding only."""
-        whole = self.model_dump(mode="json", exclude={"zero_stage", "ranks", "compile", "pretrain", "cooldown"})
+        """What decides the weights after `phases`, as JSON-able data, but for the weights they start from: the rest is how they are
+        computed, and changes rounding only."""
+        whole = self.model_dump(mode="json", exclude={"start_from", "zero_stage", "ranks", "compile", "pretrain", "cooldown"})
         for name in phases:
             phase: Phase = getattr(self, name)
             whole[name] = phase.model_dump(

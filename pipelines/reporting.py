@@ -81,10 +81,12 @@ class Reporter(Protocol):
 
 
 class FileReporter:
-    """Reports to the log and to `metrics.jsonl` in the run folder (one JSON object a line, with `step` and `time`)."""
+    """Reports to the log, to `metrics.jsonl` in the run folder (one JSON object a line, with `step` and `time`) and to TensorBoard's
+    files in `tensorboard` beside it."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "metrics.jsonl"
+        self._board: Any = None
 
     def log(self, text: str) -> None:
         logger.info(text)
@@ -92,8 +94,17 @@ class FileReporter:
     def metrics(self, step: int, values: dict[str, float]) -> None:
         with open(self.path, "a") as handle:
             handle.write(json.dumps({"step": step, "time": time.time(), **values}) + "\n")
+        if self._board is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            # What a killed attempt wrote from this step on is reported again, and must not be shown twice.
+            self._board = SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=step)
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
 
     def finish(self, summary: dict[str, Any]) -> None:
+        if self._board is not None:
+            self._board.close()
         self.log("finished: " + json.dumps(summary, sort_keys=True, default=str)[:400])
 
 
@@ -124,6 +135,8 @@ class PipesReporter(FileReporter):
         self._pipes.log.info(text)
 
     def finish(self, summary: dict[str, Any]) -> None:
+        if self._board is not None:
+            self._board.close()
         self._pipes.report_custom_message({"summary": summary})
         self._pipes.close()
 

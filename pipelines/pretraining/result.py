@@ -11,7 +11,10 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from models.weights import save_module
+from models.encoder import VideoEncoder
+from models.errors import TubeletError
+from models.predictor import MaskedPredictor
+from models.weights import VJEPA2, save_module, to_huggingface
 from pipelines import schemas
 from pipelines.checks import Check
 from pipelines.errors import TrainingError
@@ -21,13 +24,16 @@ from pipelines.pretraining.curves import draw_curves
 from pipelines.pretraining.exclusions import read_exclusions
 from pipelines.pretraining.objective import JEPA
 from pipelines.pretraining.spec import Spec
-from pipelines.shards.exposure_log import LOG_FILE, collect
+from pipelines.pretraining.start import start_record
+from pipelines.shards.exposure_log import LOG_FILE, collect, whole_lines
 from pipelines.shards.geometry import ClipGeometry
 from pipelines.training import checkpoint
 from pipelines.training.engine import EngineState
 from pipelines.training.metrics import Health, health
 
 DONE = "DONE.json"
+HUGGINGFACE = "huggingface"
+METRICS = "metrics.jsonl"
 PARTS = ("encoder", "target_encoder", "predictor")
 
 
@@ -40,9 +46,10 @@ def write_result(
     folder.mkdir(parents=True)
     for name, module in zip(PARTS, (student.encoder, target, student.predictor), strict=True):
         save_module(module, folder, name)
+    refused = export_huggingface(folder / HUGGINGFACE, target, student.predictor)
     save_file(checkpoint.moments_file(state), folder / checkpoint.OPTIMIZER)
-    rows = read_metrics(spec.work_folder / "metrics.jsonl")
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = read_metrics(spec.work_folder / METRICS)
+    (folder / METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows))
     draw_curves(rows, folder / "curves.png", title=f"{spec.recipe.name} {spec.phase}")
     verdict = health(history)
     before = json.loads((spec.init_from / "state.json").read_text())["exposures"] if spec.init_from else []
@@ -60,14 +67,29 @@ def write_result(
         "loss": measured.get("mean_loss"), "floor": measured.get("floor"), "rank_me": measured.get("rank_me"),
         "first_rank_me": history[0]["rank_me"] if history else None, "target_std": measured.get("target_std"),
         "data_wait": measured.get("data_wait"), "state": verdict.state, "health": verdict.line,
-        "parameters": sum(value.numel() for value in student.parameters()), "pictures": ["curves.png"],
+        "parameters": sum(value.numel() for value in student.parameters()), "huggingface": refused or HUGGINGFACE, "pictures": ["curves.png"],
     }  # fmt: skip
     exposures = [*before, asdict(exposure)]
     content = {"identity": spec.identity(), "step": settings.steps, "verdict": asdict(verdict), "exposures": exposures, "summary": summary}
     (folder / "state.json").write_text(json.dumps(content, indent=1))
-    (folder / "lineage.json").write_text(json.dumps({**spec.lineage(), "exposures": exposures}, indent=1))
+    start = start_record(spec.work_folder, spec.init_from)
+    lineage = {**spec.lineage(), **({"start_from": start} if start else {}), "exposures": exposures}
+    (folder / "lineage.json").write_text(json.dumps(lineage, indent=1))
     checkpoint.seal(folder, DONE)
     return summary
+
+
+def export_huggingface(folder: Path, encoder: nn.Module, predictor: nn.Module) -> str:
+    """Write the target encoder and the predictor as transformers' VJEPA2Model; returns why there is none, empty when there is.
+
+    transformers has no V-JEPA 2.1 and no frames that are not square.
+    """
+    assert isinstance(encoder, VideoEncoder) and isinstance(predictor, MaskedPredictor)
+    try:
+        to_huggingface(VJEPA2(encoder, predictor), folder, image_size=encoder.config.img_size[0])
+    except TubeletError as error:
+        return f"not written: {error}"
+    return ""
 
 
 def read_result(folder: Path) -> EngineState:
@@ -89,6 +111,7 @@ def build_pretrained(folder: Path, work_folder: Path) -> dict[str, Any]:
             remedy="run again: it goes on from the newest checkpoint",
         )  # fmt: skip
     for name in json.loads((result / DONE).read_text())["files"]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(result / name, folder / name)
     return dict(json.loads((result / "state.json").read_text())["summary"])
 
@@ -107,13 +130,22 @@ def check_pretrained(folder: Path) -> dict[str, Check]:
     }  # fmt: skip
 
 
+def draw_progress(work_folder: Path, title: str) -> dict[str, float]:
+    """Draw curves.png of a training that still runs, and return its newest numbers."""
+    rows = read_metrics(work_folder / METRICS)
+    draw_curves(rows, work_folder / "curves.png", title=title)
+    newest: dict[str, float] = {}
+    for row in rows:
+        newest |= row
+    return {name: newest[name] for name in ("step", "loss", "rank_me", "target_std", "tokens_per_s", "data_wait") if name in newest}
+
+
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Rows of metrics.jsonl, those of one step merged, in order."""
+    """Rows of metrics.jsonl, those of one step merged, in order; a line that is being written is left out."""
     rows: dict[int, dict[str, float]] = {}
-    if path.exists():
-        for line in path.read_text().splitlines():
-            row = json.loads(line)
-            rows.setdefault(row["step"], {}).update(row)
+    for line in whole_lines(path) if path.exists() else ():
+        row = json.loads(line)
+        rows.setdefault(row["step"], {}).update(row)
     return [rows[step] for step in sorted(rows)]
 
 

@@ -31,13 +31,16 @@ from pipelines.pretraining.exclusions import Takedowns
 from pipelines.pretraining.objective import JEPA
 from pipelines.pretraining.result import (
     DONE,
+    METRICS,
     build_pretrained,
     check_pretrained,
     cut_metrics,
+    draw_progress,
     read_result,
     write_result,
 )
 from pipelines.pretraining.spec import Spec, read_spec, write_spec
+from pipelines.pretraining.start import load_start
 from pipelines.pretraining.task import Pretraining
 from pipelines.recipes import Phase, Recipe
 from pipelines.reporting import Reporter, configure_logging, open_reporter
@@ -48,13 +51,13 @@ from pipelines.store import disk_error
 from pipelines.tombstones import read_tombstones
 from pipelines.training import checkpoint
 from pipelines.training.ema import make_target
-from pipelines.training.engine import Engine, EngineConfig, open_engine
+from pipelines.training.engine import Engine, EngineConfig, EngineState, open_engine
 from pipelines.training.guard import Guard, GuardStop, Stopped, StopRequest
-from pipelines.training.launcher import EXIT_GUARD, EXIT_INPUT, EXIT_STOPPED
+from pipelines.training.launcher import ENDED, EXIT_GUARD, EXIT_INPUT, EXIT_STOPPED, die_with_parent
 from pipelines.training.loop import Schedule, train
 from pipelines.training.peak import peak_flops
 
-__all__ = ["build_pretrained", "check_pretrained", "main", "write_spec"]
+__all__ = ["build_pretrained", "check_pretrained", "draw_progress", "main", "write_spec"]
 
 logger = logging.getLogger("tubelet.pretraining")
 
@@ -72,7 +75,7 @@ def build_student(recipe: Recipe, phase: Phase) -> JEPA:
     predictor = PredictorConfig(**recipe.predictor.model_dump(), **shapes, **inherited)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stable_seed("init", recipe.seed))
-        return JEPA(VideoEncoder(encoder), MaskedPredictor(predictor), len(phase.masks))
+        return JEPA(VideoEncoder(encoder), MaskedPredictor(predictor), len(phase.masks), phase.context_loss is not None)
 
 
 def run(spec: Spec, stop: StopRequest) -> None:
@@ -149,8 +152,13 @@ def _restore(
         engine.restore(read_result(spec.init_from))
         task.target.load_state_dict(load_module(spec.init_from, "target_encoder").state_dict(), strict=True)
         reporter.log(f"{spec.phase}: encoder, target encoder and optimizer of the phase before restored")
+    elif recipe_start := spec.recipe.pretraining.start_from:
+        weights = load_start(recipe_start, spec.recipe, spec.start_digest, spec.work_folder, first=engine.rank == 0)
+        engine.restore(EngineState(weights.student, {}, 0))
+        task.target.load_state_dict(weights.target, strict=True)
+        reporter.log(f"{spec.phase}: {weights.line}")
     if engine.rank == 0:
-        cut_metrics(spec.work_folder / "metrics.jsonl", start)
+        cut_metrics(spec.work_folder / METRICS, start)
     return start
 
 
@@ -158,10 +166,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 with a sealed result, 2 for a request that cannot be met, 85 stopped on request, 86 stopped by the guard."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--spec", type=Path, required=True)
-    arguments = parser.parse_args(argv)
+    parser.add_argument("--local_rank", help="what the deepspeed command adds; the environment says it too")
+    path: Path = parser.parse_args(argv).spec
     configure_logging(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
+    code = _main(path)
+    if code not in (0, EXIT_LOST_PEER) and path.parent.is_dir():
+        (path.parent / ENDED).write_text(str(code))
+    return code
+
+
+def _main(path: Path) -> int:
     try:
-        spec = read_spec(arguments.spec)
+        spec = read_spec(path)
         if not checkpoint.verify(spec.result, DONE):
             logger.info("%s: finished before", spec.phase)
             return 0
@@ -177,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         logger.error("%s", error)
         return EXIT_INPUT
     except Exception as error:
-        told = disk_error(error, arguments.spec.parent)
+        told = disk_error(error, path.parent)
         if told is None and LOST_PEER not in str(error):
             raise
         logger.error("%s", told or "another rank has ended, so this one cannot go on")
@@ -186,4 +202,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    die_with_parent()
     sys.exit(main())

@@ -21,7 +21,7 @@ class Spec(pydantic.BaseModel):
     """`shards_folder` is where the mixture's source "training_shards" is. `store` keeps the tombstones. `init_from` is the
     artefact folder of the phase before; the cooldown cannot do without. `threads` and `reading` are a rank's; `log_exposures`
     also writes down what every sample showed, told by the bytes that were decoded; `exclude_refused` shows stand-ins for the clips
-    that the guard stopped on."""
+    that the guard stopped on. `start_digest` is that of the checkpoint which the recipe starts from."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
@@ -35,6 +35,7 @@ class Spec(pydantic.BaseModel):
     reading: Reading = Reading()
     log_exposures: bool = False
     exclude_refused: bool = False
+    start_digest: str = ""
 
     @property
     def settings(self) -> Phase:
@@ -66,7 +67,8 @@ class Spec(pydantic.BaseModel):
         """Digest of what decides the weights."""
         shapes = [self.recipe.encoder.model_dump(mode="json"), self.recipe.predictor.model_dump(mode="json")]
         lineage = {key: value for key, value in self.lineage().items() if key not in ("recipe", "recipe_digest")}
-        return digest_of([lineage, shapes, self.recipe.pretraining.deciding(self.phase)])
+        start = [self.start_digest] if self.start_digest else []
+        return digest_of([lineage, shapes, self.recipe.pretraining.deciding(self.phase), *start])
 
 
 def write_spec(
@@ -85,6 +87,11 @@ def read_spec(path: Path) -> Spec:
         spec = Spec.model_validate_json(path.read_text())
     except (OSError, pydantic.ValidationError) as error:
         raise InputError(f"{path} does not describe a pretraining phase", found=str(error), remedy="write it with write_spec") from error
+    if spec.phase == "pretrain" and bool(spec.start_digest) != (spec.recipe.pretraining.start_from is not None):
+        raise InputError(
+            "the weights to start from are not settled", expected="start_from in the recipe with its digest, or neither",
+            found=f"start_from {spec.recipe.pretraining.start_from}, digest {spec.start_digest or 'none'}", remedy="write the spec with write_spec",
+        )  # fmt: skip
     if spec.phase == "cooldown" and spec.init_from is None:
         raise InputError(
             "the cooldown has nothing to cool", expected="init_from, the folder of the pretrained encoder", found="none",

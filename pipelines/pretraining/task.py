@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm as total_norm
@@ -15,7 +16,7 @@ from models.flops import encoder_flops, predictor_flops, train_step_flops
 from models.preprocessing import normalise
 from pipelines.errors import InputError
 from pipelines.pretraining.masks import Masks, sample_masks
-from pipelines.pretraining.objective import JEPA, strategy_losses, target_tokens
+from pipelines.pretraining.objective import JEPA, context_losses, context_weight, strategy_losses, target_tokens
 from pipelines.pretraining.watch import Watch
 from pipelines.recipes import Phase, PretrainRecipe
 from pipelines.shards.loader import Batch
@@ -56,7 +57,8 @@ class Pretraining:
         self._work = Work(0, 0, 0)
 
     def losses(self, step: int, batch: Batch, part: int) -> tuple[Tensor, Tensor]:
-        """What is minimised, a scalar, and the L1 of each mask strategy (k,), of micro-batch `part` of this rank's clips."""
+        """What is minimised, a scalar, and the L1 of each mask strategy (k,), of micro-batch `part` of this rank's clips; with a loss on
+        the context that of each strategy follows, unweighted (2k,)."""
         first = part * self.micro
         if part == 0:
             self.watch.remember(step, batch.video)
@@ -68,16 +70,23 @@ class Pretraining:
         masks = [mask.to(self.engine.device) for mask in masks]
         video = normalise(batch.video[first : first + self.micro].to(self.engine.device))
         targets = target_tokens(self.target, video)
-        losses = strategy_losses(self.engine(video, masks), targets, masks)
+        predictions = self.engine(video, masks)
+        losses = strategy_losses(predictions, targets, masks)
         self._count(masks)
-        return losses.mean(), losses
+        rule = self.phase.context_loss
+        if rule is None:
+            return losses.mean(), losses
+        context = context_losses(predictions, targets, masks, self.grid, rule.by_distance)
+        return losses.mean() + context_weight(rule, step) * context.mean(), torch.cat([losses, context])
 
     def _count(self, masks: Sequence[Masks]) -> None:
         """Add one micro-batch to this step's work."""
-        contexts, targets = ([ids.shape[1] for ids in kind] for kind in zip(*((mask.context_ids, mask.target_ids) for mask in masks), strict=True))
-        student = [encoder_flops(self._config, self.micro, self.grid, contexts), predictor_flops(self._predictor, self.micro, contexts, targets)]
+        pairs = [pair for mask in masks for pair in mask.groups()]
+        contexts, targets = ([ids.shape[1] for ids in side] for side in zip(*pairs, strict=True))
+        rows = len(pairs[0][0])  # samples of a group: all, or uncut one
+        student = [encoder_flops(self._config, rows, self.grid, contexts), predictor_flops(self._predictor, rows, contexts, targets)]
         flops = train_step_flops(student, [encoder_flops(self._config, self.micro, self.grid)])
-        tokens = self.micro * (math.prod(self.grid) + sum(contexts) + sum(targets))
+        tokens = self.micro * math.prod(self.grid) + rows * (sum(contexts) + sum(targets))
         self._work = Work(self._work.clips + self.micro, self._work.tokens + tokens, self._work.flops + flops)
 
     def work(self, batch: Batch) -> Work:

@@ -194,6 +194,7 @@ class DeepSpeedEngine:
         settings: dict[str, Any] = {
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": config.accumulation,
+            "gradient_clipping": 0.0,  # its default is 1.0; a step's own limit is set in `step`
             "zero_allow_untested_optimizer": True,
             "steps_per_print": 10**9,
             # The whole bucket is allocated at once, so a small model must not ask for the default of 2 GB.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import queue
+import signal
 import socket
 import subprocess
 import sys
@@ -13,10 +15,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
+from pipelines.errors import InputError
+from pipelines.training.guardian import PR_SET_PDEATHSIG
 from pipelines.training.lease import HeldFolder, Lease, clear, hold, reconcile
 
-__all__ = ["PERMANENT_EXIT_CODES", "Job", "Lease", "clear", "distributed_jobs", "launch", "reconcile"]
+__all__ = ["PERMANENT_EXIT_CODES", "Job", "Lease", "Starter", "clear", "distributed_jobs", "launch", "reconcile", "training_jobs"]
 
 logger = logging.getLogger("tubelet.launcher")
 
@@ -29,6 +34,10 @@ EXIT_GUARD = 86
 PERMANENT_EXIT_CODES = frozenset({EXIT_INPUT, EXIT_GUARD})
 """Another attempt would end the same way."""
 
+ENDED = "exit-code"
+"""File in the work folder in which a rank leaves why it ended: torchrun and deepspeed end with 1 whatever their ranks ended with."""
+
+Starter = Literal["processes", "torchrun", "deepspeed"]
 SETTLE_S = 2.0
 GUARDIAN = Path(__file__).with_name("guardian.py")
 
@@ -40,6 +49,26 @@ class Job:
     command: Sequence[str]
     env: Mapping[str, str | None] = field(default_factory=dict)
     name: str = "job"
+
+
+def training_jobs(
+    module: str, args: Sequence[str], ranks: int, threads: int = 1, starter: Starter = "processes", options: Sequence[str] = ()
+) -> list[Job]:
+    """`python -m module args` as `ranks` processes a machine: started one by one on this machine, or by torchrun or the deepspeed
+    command, whose `options` (rendezvous, hostfile) may name more machines."""
+    if starter == "processes":
+        if options:
+            raise InputError(
+                "processes that are started one by one take no options", expected="none", found=" ".join(options),
+                remedy="set the launcher's starter to torchrun or deepspeed",
+            )  # fmt: skip
+        return distributed_jobs(module, args, ranks, threads)
+    ready = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+    if starter == "torchrun":
+        command = ["torch.distributed.run", "--nproc-per-node", str(ranks), "--max-restarts", "0", *(options or ["--standalone"]), "-m"]
+    else:
+        command = ["deepspeed.launcher.runner", "--num_gpus", str(ranks), "--master_port", str(free_port()), *options, "--module"]
+    return [Job([sys.executable, "-m", *command, module, *args], ready, starter)]
 
 
 def distributed_jobs(
@@ -83,6 +112,7 @@ def launch(
     Raises `InputError` when a living training holds the folder.
     """
     with hold(work_folder, run_id, wait_s=grace_s + 2) as held:
+        (work_folder / ENDED).unlink(missing_ok=True)
         lines: queue.Queue[str] = queue.Queue()
         running: list[subprocess.Popen[str]] = []
         readers: list[threading.Thread] = []
@@ -100,7 +130,15 @@ def launch(
             reader.join(timeout=2)  # a process that left its group may hold the pipe open
         while not lines.empty():
             on_line(lines.get())
-        return [process.returncode for process in running]
+        codes = [process.returncode for process in running]
+        return [int((work_folder / ENDED).read_text())] if codes == [1] and (work_folder / ENDED).is_file() else codes
+
+
+def die_with_parent() -> None:
+    """Have this process killed when the one that started it ends: torchrun gives its ranks sessions of their own, out of reach of a
+    process group (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _start(job: Job, cwd: Path, held: HeldFolder, grace_s: float) -> subprocess.Popen[str]:

@@ -59,7 +59,7 @@ def plan(store, recipe, config):
     def build(task):
         task.work_folder.mkdir(parents=True, exist_ok=True)
         (root / "work").write_text(str(task.work_folder))
-        task.train([Job([sys.executable, str(root / "trainer.py"), str(task.work_folder)])], [task.work_folder / "DONE.json"])
+        task.train([Job([sys.executable, str(root / "trainer.py"), str(task.work_folder)])], [task.work_folder / "DONE.json"], observe=lambda: {"loss": 0.5})
         (task.folder / "result").write_text("trained")
         return {"steps": 1}
     return Plan("trained", build, lambda artefact: {"whole": Check(True, "whole", "whole")}, partition=recipe)
@@ -72,7 +72,7 @@ configure_logging()
 store = Store.open(root / "store")
 definitions = dg.Definitions(
     assets=[trained], jobs=[dg.define_asset_job("recipe", ["trained"])],
-    resources={"storage": StoreResource(root=str(store.root)), "trainer": TrainLauncher(grace_s=3, pause_s=0.1)},
+    resources={"storage": StoreResource(root=str(store.root)), "trainer": TrainLauncher(grace_s=3, pause_s=0.1, observe_every_s=0.2)},
 )
 instance = dg.DagsterInstance.from_config(str(root))
 try:
@@ -144,6 +144,8 @@ def test_ctrl_c_ends_run_and_trainer_and_the_next_attempt_finishes(home: Path) -
     assert wait_gone(pid)
     with dg.DagsterInstance.from_config(str(home)) as instance:
         assert {run.status for run in instance.get_runs()} <= {dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED}
+        (seen,) = instance.fetch_observations(dg.AssetKey("trained"), limit=1).records
+        assert seen.asset_observation.metadata["loss"].value == 0.5 and seen.asset_observation.partition == "smoke"
     assert "went on" in go_on(home)
 
 

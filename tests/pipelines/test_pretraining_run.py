@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +38,7 @@ from pipelines.shards.index import ShardIndex
 from pipelines.shards.loader import ClipLoader
 from pipelines.shards.mixture import WHOLE, open_mixture
 from pipelines.tombstones import write_tombstones
+from pipelines.training import checkpoint
 from pipelines.training.engine import PlainEngine
 from pipelines.training.guard import Guard
 from pipelines.training.launcher import EXIT_GUARD, EXIT_INPUT, EXIT_STOPPED, distributed_jobs, launch
@@ -154,6 +158,48 @@ def test_damaged_checkpoint_costs_one_interval_and_nothing_else(
     assert run.main(["--spec", str(spec)]) == 0
     same(undisturbed, tmp_path / "result")
     assert losses(tmp_path) == losses(undisturbed)
+
+
+KILLED_IN_ITS_SECOND_SAVE = """
+import os, signal, sys
+from pipelines.pretraining import run
+from pipelines.training import checkpoint
+seal, saves = checkpoint.seal, []
+def dying(folder, *rest):
+    saves.append(folder)
+    if len(saves) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    seal(folder, *rest)
+checkpoint.seal = dying
+run.main(["--spec", sys.argv[1]])
+"""
+
+
+def test_kill_inside_a_save_costs_one_interval_and_nothing_else(
+    undisturbed: Path, made_shards: Path, tmp_path: Path
+) -> None:
+    often = {**load_recipe("smoke").resolved()["pretraining"]["pretrain"], "checkpoint_every": 2}
+    spec = spec_in(tmp_path, made_shards, pretrain=often)
+    command = [sys.executable, "-c", KILLED_IN_ITS_SECOND_SAVE, str(spec)]
+    killed = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [".draft-step-000000004", "step-000000002"]
+    assert run.main(["--spec", str(spec)]) == 0
+    same(undisturbed, tmp_path / "result")
+    assert losses(tmp_path) == losses(undisturbed)
+
+
+def test_full_disk_ends_the_training_with_the_reason_and_room_lets_it_go_on(
+    undisturbed: Path, made_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, said = spec_in(tmp_path, made_shards), list[str]()
+    monkeypatch.setattr(run.logger, "error", lambda _, error: said.append(str(error)))
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", mock.Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+        assert run.main(["--spec", str(spec)]) == EXIT_INPUT
+    assert "is full" in said[0] and "free some space" in said[0]
+    assert run.main(["--spec", str(spec)]) == 0
+    same(undisturbed, tmp_path / "result")
 
 
 def test_two_ranks_under_deepspeed_agree_with_one_process(undisturbed: Path, made_shards: Path, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +14,9 @@ from typing import Any
 import pytest
 import torch
 
+from models.preprocessing import normalise
 from pipelines.errors import InputError
+from pipelines.pretraining.masks import sample_masks
 from pipelines.training.checkpoint import read_engine_state
 from pipelines.training.engine import EngineConfig, PlainEngine, parameter_groups
 from pipelines.training.launcher import distributed_jobs, launch
@@ -63,6 +67,67 @@ def test_zero_stages_on_two_ranks_agree_with_plain_torch_on_one(ranks: tuple[Pat
         assert ranks[1][0][f"losses {stage}"] == pytest.approx(losses, abs=1e-5)
         close(ranks[1][0][f"weights {stage}"], two_ranks.weights(engine))
         close(ranks[1][0][f"weights {stage}"], ranks[1][1][f"weights {stage}"], atol=0)
+
+
+def reference() -> tuple[list[float], dict[str, torch.Tensor]]:
+    """Twenty steps of pretraining as anybody would write them down: no engine, no loop, one mask group at a time."""
+    recipe, phase = two_ranks.real_recipe(), two_ranks.REAL
+    student = two_ranks.build_student(recipe, phase)
+    encoder, predictor, target = student.encoder, student.predictor, copy.deepcopy(student.encoder)
+    named = [(name, value) for name, value in student.named_parameters() if value.requires_grad]
+    decayed = [value for name, value in named if value.ndim > 1]
+    optimizer = torch.optim.AdamW([{"params": decayed}, {"params": [value for _, value in named if value.ndim == 1], "weight_decay": 0.0}], weight_decay=0.04)
+    losses = []
+    for step in range(phase.steps):
+        clips = normalise(two_ranks.real_video(step))
+        with torch.no_grad():
+            truth = torch.nn.functional.layer_norm(target(clips), (32,))
+        masks = sample_masks(phase.masks, (2, 3, 3), seed=0, phase="pretrain", step=step, global_batch=4, truncation="random")
+        loss = torch.zeros(())
+        for mask in masks:
+            predicted = predictor(encoder(clips, mask.context_ids), mask.context_ids, mask.target_ids, grid=(2, 3, 3))
+            wanted = torch.gather(truth, 1, mask.target_ids[..., None].expand(-1, -1, 32))
+            loss = loss + (predicted - wanted).abs().mean() / len(masks)
+        curve, done = phase.learning_rate, step + 1
+        warm = done < curve.warmup_steps
+        share = (done - curve.warmup_steps) / (phase.steps - curve.warmup_steps)
+        down = curve.final + (curve.peak - curve.final) * (1 + math.cos(math.pi * share)) / 2
+        for group in optimizer.param_groups:
+            group["lr"] = curve.start + (curve.peak - curve.start) * done / curve.warmup_steps if warm else down
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        momentum = phase.ema[0] + (phase.ema[1] - phase.ema[0]) * step / phase.steps
+        with torch.no_grad():
+            for average, value in zip(target.parameters(), encoder.parameters(), strict=True):
+                average.mul_(momentum).add_(value, alpha=1 - momentum)
+        losses.append(float(loss.detach()))
+    averages = {f"target.{name}": value for name, value in target.state_dict().items()}
+    return losses, {**{name: value.detach() for name, value in student.state_dict().items()}, **averages}
+
+
+def test_twenty_steps_of_pretraining_equal_a_plain_loop_on_one_rank_and_on_two_at_every_zero_stage(
+    ranks: tuple[Path, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    losses, expected = reference()
+    recipe = two_ranks.real_recipe()
+    start = two_ranks.build_student(recipe, two_ranks.REAL)
+    assert max(float((expected[name] - value).abs().max()) for name, value in start.state_dict().items()) > 1e-3  # it has trained
+    student = two_ranks.build_student(recipe, two_ranks.REAL)
+    target = two_ranks.make_target(student.encoder)
+    found = {"one process": two_ranks.pretrain(PlainEngine(student, EngineConfig(), torch.device("cpu")), recipe, target, tmp_path)}
+    found |= {f"ZeRO {stage} on two ranks": ranks[1][0][f"real {stage}"] for stage in (0, 1, 2)}  # stage 2 in micro-batches
+    for name, (shown, weights) in found.items():
+        assert shown == pytest.approx(losses, abs=1e-5), name
+        close(weights, expected)
+
+
+def test_no_limit_of_deepspeeds_own_is_at_work(ranks: tuple[Path, list[dict[str, Any]]]) -> None:
+    engine = PlainEngine(two_ranks.make_net(), EngineConfig())
+    moments = two_ranks.shout(engine)
+    assert engine.gradient_norm() > 100
+    for stage in (0, 1, 2):
+        close(ranks[1][0][f"loud moments {stage}"], moments, atol=1e-2)
 
 
 def test_resumed_run_equals_the_undisturbed_one_to_the_bit(ranks: tuple[Path, list[dict[str, Any]]]) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import InputError
-from pipelines.training.launcher import Job, clear, distributed_jobs, launch, reconcile
+from pipelines.training.launcher import EXIT_GUARD, Job, clear, distributed_jobs, launch, reconcile, training_jobs
 from pipelines.training.lease import hold, process_started, read_lease
 
 ROOT = Path(__file__).parents[2]
@@ -135,3 +135,37 @@ def test_only_rank_0_may_speak_pipes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert second.env["DAGSTER_PIPES_CONTEXT"] is None and second.env["DAGSTER_PIPES_MESSAGES"] is None
     assert (first.env["RANK"], second.env["RANK"]) == ("0", "1") and first.env["MASTER_PORT"] == second.env["MASTER_PORT"]
     assert second.env["OMP_NUM_THREADS"] == "3" and list(second.command)[1:] == ["-m", "some.module", "--spec", "s.json"]
+
+
+STUBBORN_RANK = """
+import os, pathlib, signal, sys, time
+from pipelines.training.launcher import ENDED, die_with_parent
+die_with_parent()
+if sys.argv[1] == "ends":
+    pathlib.Path("work", ENDED).write_text("86")
+    sys.exit(86)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+pathlib.Path(f"pid-{os.environ['RANK']}").write_text(str(os.getpid()))
+print("up", flush=True)
+time.sleep(60)
+"""
+
+
+def test_torchrun_passes_on_why_its_ranks_ended_and_leaves_none_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "stubborn_rank.py").write_text(STUBBORN_RANK)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    assert run(training_jobs("stubborn_rank", ["ends"], 2, starter="torchrun"), tmp_path)[0] == [EXIT_GUARD]
+
+    def interrupt(line: str) -> None:
+        if line.endswith("up") and len(list(tmp_path.glob("pid-*"))) == 2:
+            raise KeyboardInterrupt
+
+    jobs = training_jobs("stubborn_rank", ["stays"], 2, starter="torchrun")
+    with pytest.raises(KeyboardInterrupt):
+        launch(jobs, cwd=tmp_path, work_folder=tmp_path / "work", on_line=interrupt, grace_s=1.0)
+    assert wait_for(lambda: gone([int((tmp_path / f"pid-{rank}").read_text()) for rank in range(2)]))
+
+
+def test_options_without_somebody_to_take_them_are_refused() -> None:
+    with pytest.raises(InputError, match="torchrun or deepspeed"):
+        training_jobs("anything", [], 2, options=["--nnodes", "2"])

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from pipelines.pretraining.run import build_student, schedule_of
+from pipelines.pretraining.task import Pretraining
+from pipelines.recipes import Curve, Phase, Recipe, load_recipe
+from pipelines.reporting import SilentReporter
 from pipelines.training import checkpoint
+from pipelines.training.ema import make_target
 from pipelines.training.engine import DeepSpeedEngine, Engine, EngineConfig
+from pipelines.training.guard import Guard, StopRequest
+from pipelines.training.loop import train
 
 STEPS = 5
 SAMPLES = 8
@@ -62,8 +72,72 @@ def advance(
     return losses, moves
 
 
+def shout(engine: Engine) -> dict[str, Tensor]:
+    """The moments on rank 0 after one step whose gradient norm is far above any default limit."""
+    share = SAMPLES // engine.world
+    inputs, targets = (part[engine.rank * share : (engine.rank + 1) * share] for part in data(0))
+    engine.backward(1000 * (engine(inputs) - targets).abs().mean())
+    engine.step(1e-2, 0.1)
+    state = engine.state()
+    return state.moments if state is not None else {}
+
+
 def weights(engine: Engine) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in engine.module.state_dict().items()}
+
+
+REAL_STEPS = 20
+REAL = Phase(
+    steps=REAL_STEPS, global_batch=4, height=48, width=48, frames=4, fps=4, ema=(0.99, 0.995), checkpoint_every=100,
+    learning_rate=Curve(start=1e-5, peak=1e-4, final=1e-5, warmup_steps=5, shape="cosine"),
+)  # fmt: skip
+
+
+def real_recipe(accumulation: int = 1) -> Recipe:
+    """The smoke recipe with a phase that is long enough to tell implementations apart."""
+    smoke = load_recipe("smoke")
+    phase = REAL.model_copy(update={"accumulation": accumulation})
+    return smoke.model_copy(update={"pretraining": smoke.pretraining.model_copy(update={"pretrain": phase})})
+
+
+def real_video(step: int) -> Tensor:
+    """The global batch of a step: (B, C, T, H, W) uint8."""
+    size = (REAL.global_batch, 3, REAL.frames, REAL.height, REAL.width)
+    return torch.randint(0, 256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(step))
+
+
+class RealData:
+    """This rank's share of `real_video`."""
+
+    def __init__(self, engine: Engine) -> None:
+        share = REAL.global_batch // engine.world
+        self.own = slice(engine.rank * share, (engine.rank + 1) * share)
+
+    def batches(self, start: int, stop: int) -> Iterator[Any]:
+        for step in range(start, stop):
+            yield SimpleNamespace(video=real_video(step)[self.own])
+
+    def changed(self) -> bool:
+        return False
+
+
+class Notes(SilentReporter):
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        self.losses += [values["loss"]] if "loss" in values else []
+
+
+def pretrain(engine: Engine, recipe: Recipe, target: nn.Module, folder: Path) -> tuple[list[float], dict[str, Tensor]]:
+    """The real loop and task on `engine`: losses of all steps, and weights of student and target afterwards."""
+    task, notes, settings = Pretraining(engine, target, recipe.pretraining, "pretrain", 0, "tested"), Notes(), recipe.pretraining.pretrain
+    train(
+        engine, task, schedule_of(settings, 1.0), RealData(engine), start=0, checkpoints=checkpoint.Writer(folder, engine),  # type: ignore[arg-type]
+        guard=Guard(), reporter=notes, stop=StopRequest(),
+    )  # fmt: skip
+    averages = {f"target.{name}": value.clone() for name, value in task.target.state_dict().items()}
+    return notes.losses, {**weights(engine), **averages}
 
 
 def main(folder: Path) -> None:
@@ -84,6 +158,8 @@ def main(folder: Path) -> None:
         resumed.restore(checkpoint.read_engine_state(folder / str(stage)))
         advance(resumed, 2, STEPS, clip=CLIP)
         results[f"resumed {stage}"] = weights(resumed)
+        loud = DeepSpeedEngine(make_net(), EngineConfig(zero_stage=stage))
+        results[f"loud moments {stage}"] = shout(loud)
         poisoned = DeepSpeedEngine(make_net(), EngineConfig(zero_stage=stage))
         advance(poisoned, 0, 1)
         before = weights(poisoned)
@@ -91,6 +167,11 @@ def main(folder: Path) -> None:
         results[f"unmoved {stage}"] = all(bool((before[name] == value).all()) for name, value in weights(poisoned).items())
         results[f"later moves {stage}"] = advance(poisoned, 2, 4)[1]
         results[f"later {stage}"] = weights(poisoned)
+        recipe = real_recipe(accumulation=2 if stage == 2 else 1)
+        student = build_student(recipe, REAL)
+        target = make_target(student.encoder)
+        real = DeepSpeedEngine(student, EngineConfig(zero_stage=stage, accumulation=recipe.pretraining.pretrain.accumulation))
+        results[f"real {stage}"] = pretrain(real, recipe, target, folder)
     low = DeepSpeedEngine(make_net(), EngineConfig(zero_stage=1, precision="bf16"))
     results["bf16 losses"] = advance(low, 0, STEPS)[0]
     results["bf16 dtypes"] = {str(value.dtype) for value in low.module.parameters()}
