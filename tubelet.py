@@ -1,4 +1,4 @@
-"""The front door: `tubelet demo | curate | curation | ui | doctor | reconcile | scrub | lineage | takedown | report | shards | features | weights`.
+"""The front door: `tubelet demo | curate | adapt | curation | ui | doctor | reconcile | scrub | lineage | takedown | report | shards | features | weights`.
 
 Nothing but the standard library is imported until a command needs more, so `python tubelet.py doctor` works before
 anything is installed.
@@ -26,6 +26,7 @@ def build_app():  # type: ignore[no-untyped-def]
     assets_option = typer.Option([], "--asset", help="Look at this asset, or asset[partition], only; may be repeated.")
     videos_option = typer.Option(None, "--videos", help="Your own videos to add to the pool: a folder, a CSV or Parquet manifest, or tars.")
     pool_argument = typer.Argument(None, help="A folder, a CSV or Parquet manifest, tars, or a data set's annotations; left out: what is registered already.")
+    own_videos_argument = typer.Argument(help="Your videos: a folder, a CSV or Parquet manifest, or tars.")
     set_option = typer.Option([], "--set", help="One value of a stage: selection.repeat_cap=2; may be repeated.")
     root_option = typer.Option(None, "--root", help="Where a manifest's paths start, or the folder of the videos that annotations name.")
     checkpoint_argument = typer.Argument(help="A .pt or .safetensors file, a folder (Hugging Face's or ours), or an artefact such as cooled_encoder[nano].")
@@ -199,6 +200,37 @@ def build_app():  # type: ignore[no-untyped-def]
             return
         try:
             run_curation(chosen)
+        except KeyboardInterrupt:
+            typer.echo("tubelet: stopped; run the same command again to go on, what was finished is kept", err=True)
+            raise typer.Exit(130) from None
+
+    @app.command()
+    def adapt(
+        checkpoint: str = checkpoint_argument,
+        videos: Path = own_videos_argument,
+        targets: str = typer.Option("none", "--targets", help="Labelled sets to judge by (a folder or a YAML file); left out: some of your videos are held out instead."),
+        recipe: str = typer.Option("adapt-vitl16", "--recipe", help="A recipe that leaves its start open, by name."),
+        preset: str = typer.Option("nano", "--preset", help="A curation recipe by name (nano, vjepa2) or a YAML file."),
+        options: list[str] = set_option,
+        kind: str | None = typer.Option(None, "--kind", help="As for curate; found out by itself where possible."),
+        root: Path | None = root_option,
+        name: str | None = typer.Option(None, "--name", help="Name of the source; default made from the path."),
+        licence: str | None = typer.Option(None, "--licence", help="Of every video that has none of its own; left out: as registered."),
+        uploader: str | None = typer.Option(None, "--uploader", help="Of every video that has none of its own; left out: as registered."),
+        store: Path | None = store_option,
+    ) -> None:
+        """Go on from released weights on your own videos: curate, train, cool down, probe before and after, say whether it got better."""
+        enter(store)
+        from assets.adapt import AdaptOptions, run_adaptation
+        from assets.curate import CurateOptions, parse_options
+        from assets.resources import store_root
+
+        curation = CurateOptions(
+            root=store_root(), videos=videos, kind=kind, video_root=root, name=name, licence=licence, uploader=uploader, targets=targets,
+            preset=preset, options=parse_options(options),
+        )  # fmt: skip
+        try:
+            run_adaptation(AdaptOptions(checkpoint, curation, recipe))
         except KeyboardInterrupt:
             typer.echo("tubelet: stopped; run the same command again to go on, what was finished is kept", err=True)
             raise typer.Exit(130) from None

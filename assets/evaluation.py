@@ -1,5 +1,7 @@
 """What the encoder knows: probes against baselines, and one page about it."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -11,10 +13,12 @@ from assets.pretraining import cooled_encoder, pretrained_encoder
 from assets.resources import StoreResource
 from assets.robot_data import robot_episodes
 from pipelines.checks import Check
+from pipelines.errors import MissingArtefact
 from pipelines.recipes import load_recipe
 from pipelines.store import Artefact, Store
 
 OWNERS = ["team:research"]
+CODE_VERSION = "2"  # differences on target sets; before and after
 
 
 class ProbeConfig(dg.Config):
@@ -26,14 +30,15 @@ class ProbeConfig(dg.Config):
 def plan_probe_results(store: Store, recipe_name: str, config: ProbeConfig) -> Plan:
     recipe = load_recipe(recipe_name)
     encoder = store.current("cooled_encoder", recipe_name)
-    episodes = store.current("robot_episodes", config.episode_source)
+    start = read_start(encoder.path)
+    episodes = _episodes(store, config.episode_source, needed=start is None)
     targets = store.current("target_videos")
 
     def build(task: Task) -> dict[str, Any]:
         from pipelines.evaluation import probes
 
         return probes.build_probes(
-            task.folder, encoder.path, episodes.path, targets.path, recipe=recipe, progress=task.progress
+            task.folder, encoder.path, episodes.path if episodes else None, targets.path, recipe=recipe, start=start, progress=task.progress
         )
 
     def check(artefact: Artefact) -> dict[str, Check]:
@@ -43,18 +48,37 @@ def plan_probe_results(store: Store, recipe_name: str, config: ProbeConfig) -> P
 
     identity = {"seed": recipe.seed, "probes": recipe.resolved()["probes"]}
     return Plan(
-        "probe_results", build, check, inputs=[encoder, episodes, targets], config=identity, partition=recipe_name,
-        highlights=("frame_r2_trained", "frame_r2_random", "frame_r2_gain"),
+        "probe_results", build, check, inputs=[encoder, *([episodes] if episodes else []), targets], config=identity, partition=recipe_name,
+        highlights=("verdict",) if start else ("frame_r2_trained", "frame_r2_random", "frame_r2_gain"), code_version=CODE_VERSION,
     )  # fmt: skip
+
+
+def read_start(encoder: Path) -> dict[str, Any] | None:
+    """The checkpoint that an encoder went on from, as its lineage records it; None when it began at random weights."""
+    lineage = encoder / "lineage.json"
+    return json.loads(lineage.read_text()).get("start_from") if lineage.is_file() else None
+
+
+def _episodes(store: Store, source: str, needed: bool) -> Artefact | None:
+    """The robot episodes; without them None where they are not needed: who adapts an encoder to videos may have no robot."""
+    try:
+        return store.current("robot_episodes", source)
+    except MissingArtefact:
+        if needed:
+            raise
+        return None
 
 
 @dg.asset(
     deps=[cooled_encoder, dg.AssetDep(robot_episodes, partition_mapping=dg.AllPartitionMapping()), target_videos],
-    partitions_def=recipes, group_name="evaluation", owners=OWNERS, kinds={"pytorch", "scikitlearn"}, code_version="1",
+    partitions_def=recipes, group_name="evaluation", owners=OWNERS, kinds={"pytorch", "scikitlearn"}, code_version=CODE_VERSION,
     check_specs=blocking("probe_results", "finite"),
 )  # fmt: skip
 def probe_results(context: dg.AssetExecutionContext, config: ProbeConfig, storage: StoreResource) -> dg.MaterializeResult:
-    """Linear and attentive probes on the frozen encoder, each beside a random encoder, raw pixels and a single frame."""
+    """Linear and attentive probes on the frozen encoder, each beside a random encoder, raw pixels and a single frame.
+
+    An encoder that went on from a checkpoint is probed before and after, with a verdict; without robot episodes that part is left out.
+    """
     return carry_out(context, storage, lambda store: plan_probe_results(store, context.partition_key, config))
 
 
@@ -75,12 +99,12 @@ def plan_encoder_report(store: Store, recipe_name: str, config: EncoderReportCon
 
         return page.check_encoder_report(artefact.path)
 
-    return Plan("encoder_report", build, check, inputs=parents, partition=recipe_name)
+    return Plan("encoder_report", build, check, inputs=parents, partition=recipe_name, code_version=CODE_VERSION)
 
 
 @dg.asset(
     deps=[pretrained_encoder, cooled_encoder, probe_results], partitions_def=recipes, group_name="evaluation", owners=OWNERS,
-    kinds={"html"}, code_version="1", check_specs=blocking("encoder_report", "complete"),
+    kinds={"html"}, code_version=CODE_VERSION, check_specs=blocking("encoder_report", "complete"),
 )  # fmt: skip
 def encoder_report(
     context: dg.AssetExecutionContext, config: EncoderReportConfig, storage: StoreResource

@@ -102,14 +102,26 @@ def import_official(checkout: Path) -> types.ModuleType:
             f"{checkout} is no checkout of facebookresearch/vjepa2: src/models/vision_transformer.py missing."
         )
     warnings.filterwarnings("ignore", message=".*sdp_kernel.*")
-    if "timm" not in sys.modules and importlib.util.find_spec("timm") is None:
-        stub = types.ModuleType("timm.models.layers")
-        stub.drop_path = _no_drop_path  # type: ignore[attr-defined]
-        sys.modules |= {"timm": types.ModuleType("timm"), "timm.models": types.ModuleType("timm.models")}
-        sys.modules["timm.models.layers"] = stub
+    stand_in("timm.models.layers", drop_path=_no_drop_path)
     if str(checkout) not in sys.path:
         sys.path.append(str(checkout))
     return importlib.import_module("src.models")
+
+
+def stand_in(name: str, **content: Any) -> None:
+    """Where the package of module `name` is not installed, let a module with nothing but `content` be imported in its place."""
+    package = name.partition(".")[0]
+    known = sys.modules.get(package)
+    if getattr(known, "__spec__", None) or (known is None and importlib.util.find_spec(package) is not None):
+        return
+    parts = name.split(".")
+    for length in range(1, len(parts) + 1):
+        path = ".".join(parts[:length])
+        module = sys.modules.setdefault(path, types.ModuleType(path))
+        module.__path__ = []  # what makes it a package to the import statement
+        if length > 1:
+            setattr(sys.modules[".".join(parts[: length - 1])], parts[length - 1], module)
+    vars(sys.modules[name]).update(content)
 
 
 def _no_drop_path(tokens: Tensor, probability: float = 0.0, training: bool = False) -> Tensor:
@@ -118,8 +130,8 @@ def _no_drop_path(tokens: Tensor, probability: float = 0.0, training: bool = Fal
     return tokens
 
 
-def official_encoder(checkout: Path, encoder: VideoEncoder) -> nn.Module:
-    """Their encoder with our weights."""
+def official_encoder(checkout: Path, encoder: VideoEncoder, checkpointing: bool = False) -> nn.Module:
+    """Their encoder with our weights; `checkpointing`: its blocks keep nothing but their inputs for the backward pass."""
     import_official(checkout)
     module = importlib.import_module("src.models.vision_transformer")
     config = encoder.config
@@ -127,11 +139,12 @@ def official_encoder(checkout: Path, encoder: VideoEncoder) -> nn.Module:
         img_size=config.img_size, patch_size=config.patch_size, num_frames=config.num_frames,
         tubelet_size=config.tubelet_size, embed_dim=config.embed_dim, depth=config.depth, num_heads=config.num_heads,
         mlp_ratio=config.mlp_ratio, norm_layer=_LAYER_NORM, use_rope=True, use_sdpa=True,
+        use_activation_checkpointing=checkpointing,
     )  # fmt: skip
     return _loaded(theirs, encoder)
 
 
-def official_predictor(checkout: Path, predictor: MaskedPredictor) -> nn.Module:
+def official_predictor(checkout: Path, predictor: MaskedPredictor, checkpointing: bool = False) -> nn.Module:
     """Their predictor with our weights."""
     import_official(checkout)
     module = importlib.import_module("src.models.predictor")
@@ -141,6 +154,7 @@ def official_predictor(checkout: Path, predictor: MaskedPredictor) -> nn.Module:
         tubelet_size=config.tubelet_size, embed_dim=config.embed_dim, predictor_embed_dim=config.predictor_embed_dim,
         depth=config.depth, num_heads=config.num_heads, mlp_ratio=config.mlp_ratio, norm_layer=_LAYER_NORM,
         use_rope=True, use_mask_tokens=True, num_mask_tokens=config.num_mask_tokens,
+        use_activation_checkpointing=checkpointing,
     )  # fmt: skip
     return _loaded(theirs, predictor)
 

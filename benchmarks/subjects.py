@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from models.encoder import ENCODER_SIZES, EncoderConfig, VideoEncoder
 from models.flops import encoder_flops, predictor_flops, train_step_flops
 from models.predictor import MaskedPredictor, PredictorConfig
+from pipelines.recipes import Recipe, load_recipe
 
 FEATURE_TOLERANCE = 2e-5
 GRADIENT_TOLERANCE = 1e-5
@@ -67,6 +68,25 @@ def setting(
     return Setting(
         name=name, encoder=encoder, predictor=predictor, batch=batch, context=context, target=target, share=share
     )
+
+
+def training_recipe(
+    encoder: dict[str, Any], predictor: dict[str, Any], *, pixels: int, frames: int, batch: int, steps: int, **options: Any
+) -> Recipe:
+    """A first phase of `steps` steps with the paper's settings, nano's networks where none are given; `options` are fields of the
+    phase or of the pretraining. No checkpoint falls due."""
+    values = load_recipe("nano").resolved()
+    values["encoder"] |= encoder
+    values["predictor"] |= predictor
+    pretraining = values["pretraining"] | {"mask_truncation": "prefix", "ranks": 1}
+    phase = pretraining["pretrain"] | {
+        "steps": steps, "global_batch": batch, "height": pixels, "width": pixels, "frames": frames, "static_share": 0.0, "ema": [0.99925, 0.99925],
+        "learning_rate": {"start": 1e-4, "peak": 5.25e-4, "final": 5.25e-4, "warmup_steps": 12_000, "shape": "constant"},
+        "checkpoint_every": steps + 1,
+    }  # fmt: skip
+    phase |= {name: value for name, value in options.items() if name in phase}
+    pretraining |= {name: value for name, value in options.items() if name not in phase} | {"pretrain": phase}
+    return Recipe.model_validate(values | {"pretraining": pretraining})
 
 
 SMALL = setting("vit_small", 96, 8, 2, (40, 24), (96, 120), share=1.0)

@@ -73,9 +73,15 @@ class ContextLoss(Part):
     full value at step `full`. `by_distance`: a token counts by 1 / sqrt(its distance to the nearest masked token)."""
 
     weight: float = pydantic.Field(gt=0)
-    begins: int = 0
-    full: int = 0
+    begins: int = pydantic.Field(default=0, ge=0)
+    full: int = pydantic.Field(default=0, ge=0)
     by_distance: bool = True
+
+    @pydantic.model_validator(mode="after")
+    def _rising(self) -> ContextLoss:
+        if self.begins > self.full:
+            raise ValueError(f"the context loss must begin before it is full; found begins {self.begins}, full {self.full}")
+        return self
 
 
 class Curve(Part):
@@ -90,8 +96,9 @@ class Curve(Part):
 
 class Phase(Part):
     """One pretraining phase. `global_batch` is over all ranks and `accumulation` micro-batches. Frames of a sample are taken `fps` times
-    a second (paper: 4), or every `stride`-th stored frame, whatever time that is: one of the two. Every `keep_every`-th step's
-    checkpoint is kept for good, of the others the two newest."""
+    a second (paper: 4), or every `stride`-th stored frame, whatever time that is: one of the two. Masks are cut to one length in
+    runs of `mask_group` samples (None: the global batch; upstream: what a GPU holds). Every `keep_every`-th step's checkpoint is
+    kept for good, of the others the two newest."""
 
     steps: int
     global_batch: int
@@ -104,6 +111,7 @@ class Phase(Part):
     ema: tuple[float, float]
     weight_decay: float = 0.04
     masks: tuple[MaskStrategy, ...] = SHORT_AND_LONG
+    mask_group: int | None = pydantic.Field(default=None, ge=1)
     context_loss: ContextLoss | None = None
     crop_scale: tuple[float, float] = (0.3, 1.0)
     crop_aspect: tuple[float, float] = (0.75, 1.35)
@@ -119,6 +127,12 @@ class Phase(Part):
     def _one_rate(self) -> Phase:
         if (self.fps is None) == (self.stride is None):
             raise ValueError(f"a phase needs fps or stride, one of the two; found fps {self.fps}, stride {self.stride}")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _whole_groups(self) -> Phase:
+        if self.mask_group and self.global_batch % self.mask_group:
+            raise ValueError(f"mask_group must divide global_batch; found {self.mask_group} and {self.global_batch}")
         return self
 
 

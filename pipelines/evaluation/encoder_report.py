@@ -21,11 +21,12 @@ _STYLE = (
     ".healthy{color:#176b3a}.weak,.collapsing,.starved{color:#9a5b00}.collapsed{color:#a11616}small{color:#5b6675}"
 )
 _ENCODERS = {
-    "trained": "trained", "random": "random initialisation", "pixels": "raw pixels", "single_frame": "single frame",
-    "trained_minus_random": "trained minus random",
+    "trained": "trained", "start": "starting weights", "random": "random initialisation", "pixels": "raw pixels", "single_frame": "single frame",
+    "trained_minus_start": "trained minus start", "trained_minus_random": "trained minus random",
 }  # fmt: skip
 _METRICS = {
     "r2_mean": "mean R²", "sign_accuracy": "sign accuracy", "direction_accuracy": "6-way direction", "accuracy": "accuracy",
+    "halves_found": "other half found", "prediction_error": "error of hidden parts",
 }  # fmt: skip
 
 
@@ -35,10 +36,10 @@ def build_encoder_report(folder: Path, pretrained_folder: Path, cooled_folder: P
         "pretrained": ("Pretraining", _phase(pretrained_folder)), "cooled": ("Cooldown", _phase(cooled_folder)),
     }  # fmt: skip
     probes = json.loads(_file(probes_folder, "probes.json").read_text())
-    rows, health = probes["rows"], probes["health"]
+    rows, health, start, judged = probes["rows"], probes["health"], probes.get("start"), probes.get("verdict")
     parts = [
         f"<section id='verdict'><h1>Encoder report</h1><p class='{health['state']}'><b>{html.escape(health['line'])}</b></p></section>",
-        _before_after(rows, health),
+        _changed(judged, start) if start else _before_after(rows, health),
     ]
     for name, (title, phase) in phases.items():
         parts.append(
@@ -48,15 +49,17 @@ def build_encoder_report(folder: Path, pretrained_folder: Path, cooled_folder: P
     parts.append(
         "<section id='probes'><h2>Probes against baselines</h2>"
         f"{_image(_file(probes_folder, 'probes.png'), 'probes')}{_table(rows)}"
-        "<p><small>Intervals are 95 %: bootstrap over held-out episodes; Wilson for the target sets. Motion windows are also "
-        "played backwards, so chance is 0.5 on signs. 'single frame' shows how much of a motion label one frame gives away."
-        "</small></p></section>"
+        f"{'' if probes['held_out_episodes'] else '<p>No robot episodes were there, so frames and motions of a robot are left out.</p>'}"
+        "<p><small>Intervals are 95 %: bootstrap over held-out episodes or videos; Wilson for the target sets; Agresti and Min for "
+        "differences of accuracies, over videos. Motion windows are also played backwards, so chance is 0.5 on signs. 'single frame' "
+        "shows how much of a motion label one frame gives away.</small></p></section>"
     )
     body = "\n".join(parts)
     text = f"<!doctype html><html lang='en'><meta charset='utf-8'><title>Encoder report</title><style>{_STYLE}</style><body>{body}</body></html>\n"
     (folder / PAGE).write_text(text)
     gain = find_row(rows, "frame", "pooled", "trained_minus_random", "r2_mean")
-    return {"health": health["line"], "frame_r2_gain": gain["value"] if gain else None, "bytes": len(text.encode())}
+    told = {"verdict": judged["word"]} if judged else {}
+    return {**told, "health": health["line"], "frame_r2_gain": gain["value"] if gain else None, "bytes": len(text.encode())}
 
 
 def check_encoder_report(folder: Path) -> dict[str, Check]:
@@ -86,6 +89,23 @@ def _phase(folder: Path) -> dict[str, Any]:
         "state": verdict.get("state", ""), "line": verdict.get("line", ""), "numbers": ", ".join(shown),
         "picture": _file(folder, "curves.png"),
     }  # fmt: skip
+
+
+def _changed(verdict: dict[str, Any] | None, start: dict[str, Any]) -> str:
+    """Whether an encoder is better than the checkpoint that it went on from, and what that was."""
+    word = verdict["word"] if verdict else "not judged"
+    lines = [*verdict["lines"], *verdict["others"]] if verdict else ["there was nothing to probe both with"]
+    caveat = f"<p>{html.escape(verdict['caveat'])}</p>" if verdict and verdict["caveat"] else ""
+    items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
+    parts = ", ".join(f"{ours} from {theirs}" for ours, theirs in start["parts"].items())
+    facts = (("checkpoint", start["path"]), ("digest", start["digest"]), ("parts", parts), ("licence", start["licence"]), ("training data", start["training_data"]))
+    cells = "".join(f"<tr><td>{name}</td><td class='t'>{html.escape(str(value))}</td></tr>" for name, value in facts)
+    return (
+        f"<section id='before-after'><h2>Before and after: {word}</h2><ul>{items}</ul>{caveat}<table>{cells}</table>"
+        "<p><small>The same probes on the starting weights and on the target encoder after the cooldown, on the same items. Better or worse: "
+        "the 95 % interval of the difference lies on one side of zero. It tells these weights apart on these items; another seed or "
+        "another training set was not tried.</small></p></section>"
+    )
 
 
 def _before_after(rows: list[dict[str, Any]], health: dict[str, Any]) -> str:

@@ -104,19 +104,39 @@ def draw(
 @torch.inference_mode()
 def frame_tokens(encoder: VideoEncoder, images: NDArray[np.uint8], preprocess: Preprocess) -> Tensor:
     """images (n, H, W, 3) uint8, each encoded alone as a static tubelet -> tokens (n, N, D) float32."""
-    parts = torch.from_numpy(images).split(_BATCH)
-    return torch.cat([encode_frames(encoder, preprocess(part).transpose(0, 1)) for part in parts])
+    parts, device = torch.from_numpy(images).split(_BATCH), _device_of(encoder)
+    return torch.cat([encode_frames(encoder, preprocess(part).transpose(0, 1).to(device)).cpu() for part in parts])
 
 
 @torch.inference_mode()
 def clip_tokens(encoder: VideoEncoder, clips: NDArray[np.uint8], preprocess: Preprocess) -> Tensor:
     """clips (n, T, H, W, 3) uint8 -> tokens (n, T / tubelet, N, D) float32."""
-    steps = clips.shape[1] // encoder.config.tubelet_size
+    steps, device = clips.shape[1] // encoder.config.tubelet_size, _device_of(encoder)
     encoded = []
     for part in torch.from_numpy(np.ascontiguousarray(clips)).split(_BATCH // 4):
         flat = preprocess(part.flatten(0, 1))  # (3, b * T, h, w)
-        encoded.append(encoder(flat.unflatten(1, part.shape[:2]).transpose(0, 1)))
+        encoded.append(encoder(flat.unflatten(1, part.shape[:2]).transpose(0, 1).to(device)).cpu())
     return torch.cat(encoded).unflatten(1, (steps, -1))
+
+
+def _device_of(encoder: VideoEncoder) -> torch.device:
+    return next(encoder.parameters()).device
+
+
+def clips_by_time(encoder: VideoEncoder, clips: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.float64]:
+    """clips (n, T, H, W, 3) uint8 -> (n, t * D), as `pooled_by_time`; all tokens of many clips at once would not fit into memory."""
+    return np.concatenate([pooled_by_time(clip_tokens(encoder, clips[first : first + _BATCH], preprocess)) for first in range(0, len(clips), _BATCH)])
+
+
+def pooled_clips(encoder: VideoEncoder, clips: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.float64]:
+    """clips (n, T, H, W, 3) uint8 -> the mean over all tokens of each, (n, D)."""
+    by_time = clips_by_time(encoder, clips, preprocess)
+    return by_time.reshape(len(clips), clips.shape[1] // encoder.config.tubelet_size, -1).mean(1)
+
+
+def pooled_frames(encoder: VideoEncoder, images: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.float64]:
+    """images (n, H, W, 3) uint8, each alone as a static tubelet -> the mean over its tokens, (n, D)."""
+    return np.concatenate([pooled(frame_tokens(encoder, images[first : first + _BATCH], preprocess)) for first in range(0, len(images), _BATCH)])
 
 
 def pooled(tokens: Tensor) -> NDArray[np.float64]:

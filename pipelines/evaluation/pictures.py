@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-COLOURS = {"trained": "tab:blue", "random": "0.55", "pixels": "tab:olive", "single_frame": "tab:brown"}
+COLOURS = {"trained": "tab:blue", "start": "tab:orange", "random": "0.55", "pixels": "tab:olive", "single_frame": "tab:brown"}
 CHANCE = {"sign_accuracy": 0.5}
 
 
@@ -24,6 +24,7 @@ def draw_probes(rows: list[dict[str, Any]], path: Path) -> None:
         ("Where: mean R2 from one frame", [row for row in rows if row["task"] == "frame" and row["metric"] == "r2_mean"]),
         ("Which way: sign accuracy", [row for row in rows if row["task"] == "motion" and row["metric"] == "sign_accuracy"]),
         ("Target sets: accuracy", [row for row in rows if row["metric"] == "accuracy"]),
+        ("Held-out clips: other half found", [row for row in rows if row["metric"] == "halves_found"]),
     ]
     shown = [(title, [row for row in group if row["encoder"] in COLOURS]) for title, group in panels]
     shown = [(title, group) for title, group in shown if group]
@@ -34,9 +35,10 @@ def draw_probes(rows: list[dict[str, Any]], path: Path) -> None:
         labels = sorted({_label(row) for row in group})
         for row in group:
             members = [other for other in group if _label(other) == _label(row)]
-            place = labels.index(_label(row)) + (members.index(row) - (len(members) - 1) / 2) * 0.2
+            thick = 0.8 / len(members)
+            place = labels.index(_label(row)) + (members.index(row) - (len(members) - 1) / 2) * thick
             errors = [[max(0.0, row["value"] - row["low"])], [max(0.0, row["high"] - row["value"])]]
-            axis.barh(place, row["value"], 0.18, color=COLOURS[row["encoder"]], xerr=errors, error_kw={"linewidth": 0.8})
+            axis.barh(place, row["value"], 0.9 * thick, color=COLOURS[row["encoder"]], xerr=errors, error_kw={"linewidth": 0.8})
         for metric, chance in CHANCE.items():
             if group[0]["metric"] == metric:
                 axis.axvline(chance, color="0.3", linestyle="--", linewidth=0.8)
@@ -44,8 +46,9 @@ def draw_probes(rows: list[dict[str, Any]], path: Path) -> None:
         axis.invert_yaxis()
         axis.set_xlim(0, 1)
         axis.set_title(title, fontsize=9)
-    handles = [axes[0].barh(0, 0, color=colour) for colour in COLOURS.values()]
-    figure.legend(handles, list(COLOURS), loc="outside lower center", ncols=len(COLOURS), fontsize=7, frameon=False)
+    names = [name for name in COLOURS if any(row["encoder"] == name for _, group in shown for row in group)]
+    handles = [axes[0].barh(0, 0, color=COLOURS[name]) for name in names]
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize=7, frameon=False)
     canvas.print_png(path, metadata={"Software": None})
 
 

@@ -1,7 +1,8 @@
 """The `probe_results` stage: what a frozen encoder knows, beside its random twin, raw pixels and a single frame.
 
 Every row is {task, features, encoder, metric, value, low, high, n}: `encoder` is trained, random (same shape, initial
-weights), pixels, single_frame, or trained_minus_random (a paired difference); intervals are 95 %.
+weights), pixels, single_frame, or trained_minus_random (a paired difference); intervals are 95 %. An encoder that went on from
+a checkpoint stands beside that too: start, and trained_minus_start.
 """
 
 from __future__ import annotations
@@ -11,23 +12,29 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from models.encoder import VideoEncoder
 from models.preprocessing import Preprocess
 from models.weights import load_module, state_digest
 from pipelines.checks import Check
 from pipelines.episodes.episode import load_episodes
+from pipelines.errors import InputError
 from pipelines.evaluation import features as seen
+from pipelines.evaluation.before_after import verdict
 from pipelines.evaluation.features import FrameSet, WindowSet
 from pipelines.evaluation.health import encoder_health
+from pipelines.evaluation.held_out import halves_found, prediction_errors, read_held_out
 from pipelines.evaluation.intervals import (
     Interval,
     interval,
+    paired_mean,
+    paired_share,
     r2,
     resample_weights,
     resampled_mean,
@@ -40,28 +47,39 @@ from pipelines.evaluation.ridge import choose_ridge
 from pipelines.evaluation.target_sets import linear_correct, read_target_sets
 from pipelines.identity import stable_seed
 from pipelines.posttraining.features import split_episodes
+from pipelines.pretraining.start import networks_of_record
 from pipelines.recipes import Recipe
 
 Array = NDArray[np.float64]
 Rows = list[dict[str, Any]]
+Networks = dict[str, nn.Module]
+PARTS = ("encoder", "target_encoder", "predictor")
+HELD_OUT = "held-out clips"
+DEFAULT_FPS = 4.0  # the paper's; of recipes that count stored frames
 HELD_SHARE = 0.2
 THREADS = 2
-STAGES = 8
 
 
 class _Probing:
-    """Two encoders, the episodes' frames and windows on both sides of the split, and the rows found so far."""
+    """The encoders by name, what is done to pixels, and the rows found so far. `trained` and `start` (None: it began at random
+    weights) are networks by part: encoder, target_encoder, predictor."""
 
-    def __init__(self, trained: VideoEncoder, recipe: Recipe, progress: Callable[..., None] | None) -> None:
+    def __init__(self, trained: Networks, start: Networks | None, recipe: Recipe, progress: Callable[..., None] | None, stages: int) -> None:
         self.recipe, self.seed = recipe, recipe.seed
-        self.encoders = {"trained": trained.eval(), "random": _random_twin(trained, recipe.seed).eval()}
+        self.networks = {"trained": trained, **({"start": start} if start else {})}
+        self.encoders = {name: cast(VideoEncoder, parts["target_encoder"]) for name, parts in self.networks.items()}
+        self.encoders["random"] = _random_twin(self.encoders["trained"], recipe.seed)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        for module in (*(part for parts in self.networks.values() for part in parts.values()), self.encoders["random"]):
+            module.to(device).eval()
+        self.bases = [name for name in ("random", "start") if name in self.encoders]
         self.preprocess = Preprocess(height=recipe.posttraining.height, width=recipe.posttraining.width)
         self.rows: Rows = []
-        self._progress, self._done = progress, 0
+        self._progress, self._done, self._stages = progress, 0, stages
 
     def tell(self, text: str) -> None:
         if self._progress is not None:
-            self._progress(self._done, STAGES, text)
+            self._progress(self._done, self._stages, text)
         self._done += 1
 
     def add(self, task: str, kind: str, encoder: str, metric: str, found: Interval, n: int) -> None:
@@ -100,8 +118,9 @@ class _Probing:
         probe("pooled", "pixels", *(seen.pixel_patches(part.images, patch, self.preprocess) for part in (train, held)))
         probe("flat", "pixels", *(seen.pixel_vectors(part.images, seen.PIXEL_GRID) for part in (train, held)))
         for kind in ("pooled", "flat"):
-            (value, resampled), (base, base_resampled) = draws[kind, "trained"], draws[kind, "random"]
-            self.add("frame", kind, "trained_minus_random", "r2_mean", interval(value - base, resampled - base_resampled), len(truth))
+            for name in self.bases:
+                (value, resampled), (base, base_resampled) = draws[kind, "trained"], draws[kind, name]
+                self.add("frame", kind, f"trained_minus_{name}", "r2_mean", interval(value - base, resampled - base_resampled), len(truth))
         return held_pooled
 
     # -- which way did it move --------------------------------------------------------------------------------------
@@ -137,82 +156,143 @@ class _Probing:
         judge("flat", "single_frame", ridge_scores(first[0], labels, train.episodes, first[1], truth, self.seed))
         for kind in ("pooled_by_time", "attentive"):
             for metric in ("sign_accuracy", "direction_accuracy"):
-                (value, resampled), (base, other) = draws[kind, "trained", metric], draws[kind, "random", metric]
-                self.add("motion", kind, "trained_minus_random", metric, interval(value - base, resampled - other), len(truth.signs))
+                for name in self.bases:
+                    (value, resampled), (base, other) = draws[kind, "trained", metric], draws[kind, name, metric]
+                    self.add("motion", kind, f"trained_minus_{name}", metric, interval(value - base, resampled - other), len(truth.signs))
 
-    # -- labelled target sets ---------------------------------------------------------------------------------------
+    # -- robot episodes ---------------------------------------------------------------------------------------------
+
+    def episodes(self, folder: Path) -> tuple[dict[str, Array], int]:
+        """Frame and motion probes; returns each encoder's pooled features of held-out frames, and how many episodes are held out.
+
+        Episodes are split by the hash of their ids; the encoder never saw them.
+        """
+        episodes, sizes = load_episodes(folder), self.recipe.probes
+        inside, outside = split_episodes([episode.episode_id for episode in episodes], HELD_SHARE)
+        self.tell("decoding episodes")
+        frames, windows = seen.draw(
+            episodes, inside, frames=sizes.frames, windows=max(8, sizes.frames // 5), length=self.length, seed=self.seed
+        )
+        held_frames, held_windows = seen.draw(
+            episodes, outside, frames=max(20, sizes.frames * 3 // 10), windows=max(8, sizes.frames // 10), length=self.length,
+            seed=self.seed,
+        )  # fmt: skip
+        pooled = self.frames(frames, held_frames)
+        self.motion(windows.with_reversed(), held_windows.with_reversed())
+        return pooled, len(outside)
+
+    # -- target sets ------------------------------------------------------------------------------------------------
 
     def targets(self, folder: Path) -> None:
         """Linear probes on each labelled set: training split to evaluation split."""
-        steps = self.recipe.probes.clip_steps
-        for target in read_target_sets(folder, steps, (self.preprocess.height, self.preprocess.width)):
-            found = {
-                name: seen.pooled_by_time(seen.clip_tokens(encoder, target.clips, self.preprocess))
-                for name, encoder in self.encoders.items()
-            }
+        self.tell("target sets")
+        for target in read_target_sets(folder, self.recipe.probes.clip_steps, self.size):
+            found = {name: seen.clips_by_time(encoder, target.clips, self.preprocess) for name, encoder in self.encoders.items()}
             found["pixels"] = seen.pixel_windows(target.clips)
-            found["single_frame"] = seen.pooled(
-                seen.frame_tokens(self.encoders["trained"], np.ascontiguousarray(target.clips[:, 0]), self.preprocess)
-            )
-            for name, values in found.items():
-                right = linear_correct(values, target, self.seed)
+            found["single_frame"] = seen.pooled_frames(self.encoders["trained"], np.ascontiguousarray(target.clips[:, 0]), self.preprocess)
+            right = {name: linear_correct(values, target, self.seed) for name, values in found.items()}
+            for name, own in right.items():
                 kind = "pooled" if name == "single_frame" else "pooled_by_time"
-                self.add(target.name, kind, name, "accuracy", wilson(int(right.sum()), len(right)), len(right))
+                self.add(target.name, kind, name, "accuracy", wilson(int(own.sum()), len(own)), len(own))
+            for name in self.bases:
+                change = paired_share(right["trained"].astype(float) - right[name], target.videos[~target.train])
+                self.add(target.name, "pooled_by_time", f"trained_minus_{name}", "accuracy", change, len(right[name]))
+
+    def held_out(self, folder: Path) -> dict[str, Array]:
+        """Measures without labels on the sets' evaluation clips; returns each encoder's features of them, a row a clip and time step as
+        where health is watched in training; empty without clips."""
+        phase = self.recipe.pretraining.pretrain
+        self.tell("decoding held-out clips")
+        clips = read_held_out(folder, self.length, self.size, phase.fps or DEFAULT_FPS)
+        if clips is None:
+            return {}
+        found = {}
+        for name, encoder in self.encoders.items():
+            self.tell(f"held-out clips, {name} encoder")
+            found[name] = halves_found(encoder, clips, self.preprocess)
+        for name, own in found.items():
+            self.add(HELD_OUT, "halves", name, "halves_found", self.over_videos(own, clips.videos), len(own))
+        for name in self.bases:
+            self.add(HELD_OUT, "halves", f"trained_minus_{name}", "halves_found", paired_share(found["trained"] - found[name], clips.videos), len(clips.videos))
+        errors = {name: prediction_errors(parts, clips, self.preprocess, self.recipe) for name, parts in self.networks.items()}
+        for name, own in errors.items():
+            self.add(HELD_OUT, "masked", name, "prediction_error", self.over_videos(own, clips.videos), len(own))
+        change = paired_mean(errors["trained"] - errors["start"], clips.videos)
+        self.add(HELD_OUT, "masked", "trained_minus_start", "prediction_error", change, len(clips.videos))
+        steps = clips.first.shape[1] // self.recipe.encoder.tubelet_size
+        by_time = {name: seen.clips_by_time(encoder, clips.first, self.preprocess) for name, encoder in self.encoders.items()}
+        return {name: rows.reshape(steps * len(rows), -1) for name, rows in by_time.items()}
+
+    def over_videos(self, values: Array, videos: NDArray[Any]) -> Interval:
+        weights, owner = resample_weights(videos, stable_seed("held-out bootstrap", self.seed))
+        return interval(float(values.mean()), resampled_mean(values, weights, owner))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.preprocess.height, self.preprocess.width
+
+    @property
+    def length(self) -> int:
+        """Frames of a window."""
+        return _even(self.recipe.probes.clip_steps, self.recipe.encoder.tubelet_size)
 
 
 def build_probes(
-    folder: Path, cooled_folder: Path, episodes_folder: Path, target_clips: Path | None, *, recipe: Recipe,
-    progress: Callable[..., None] | None = None,
+    folder: Path, cooled_folder: Path, episodes_folder: Path | None, target_clips: Path | None, *, recipe: Recipe,
+    start: dict[str, Any] | None = None, progress: Callable[..., None] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Probe the target encoder in `cooled_folder`; writes probes.json and probes.png, returns the summary.
 
-    `target_clips` is a `target_videos` artefact or None. Episodes are split by the hash of their ids; the encoder never
-    saw them. Sizes come from recipe.probes: `frames` training frames, a fifth as many training windows of `clip_steps`
-    frames (each also reversed), and about a third of that held out.
+    `episodes_folder` is a `robot_episodes` artefact and `target_clips` a `target_videos` artefact; what is None is left out.
+    `start` is the record of the checkpoint that the encoder went on from: then that is probed too, there are measures without
+    labels, and a verdict. Sizes come from recipe.probes: `frames` training frames, a fifth as many training windows of
+    `clip_steps` frames (each also reversed), and about a third of that held out.
     """
     cpu_started = time.process_time()
     threads_before = torch.get_num_threads()
     torch.set_num_threads(THREADS)
     try:
-        probing = _Probing(load_module(cooled_folder, "target_encoder"), recipe, progress)
-        episodes = load_episodes(episodes_folder)
-        inside, outside = split_episodes([episode.episode_id for episode in episodes], HELD_SHARE)
-        sizes, length = recipe.probes, _even(recipe.probes.clip_steps, recipe.encoder.tubelet_size)
-        probing.tell("decoding episodes")
-        frames, windows = seen.draw(
-            episodes, inside, frames=sizes.frames, windows=max(8, sizes.frames // 5), length=length, seed=recipe.seed
-        )
-        held_frames, held_windows = seen.draw(
-            episodes, outside, frames=max(20, sizes.frames * 3 // 10), windows=max(8, sizes.frames // 10), length=length,
-            seed=recipe.seed,
-        )  # fmt: skip
-        pooled = probing.frames(frames, held_frames)
-        probing.motion(windows.with_reversed(), held_windows.with_reversed())
+        trained = {part: load_module(cooled_folder, part) for part in (PARTS if start else ("target_encoder",))}
+        encoders = 3 if start else 2
+        stages = (1 + 3 * encoders) * (episodes_folder is not None) + (1 + (1 + encoders) * bool(start)) * (target_clips is not None)
+        probing = _Probing(trained, networks_of_record(start, recipe) if start else None, recipe, progress, stages)
+        pooled: dict[str, Array] = {}
+        outside = 0
+        if episodes_folder is not None:
+            pooled, outside = probing.episodes(episodes_folder)
         if target_clips is not None:
-            probing.tell("target sets")
             probing.targets(target_clips)
+            held = probing.held_out(target_clips) if start else {}
+            pooled = pooled or held
+        if not pooled:
+            raise InputError(
+                "there is nothing to probe this encoder with", expected="robot episodes, or target sets with at least two evaluation clips", found="neither",
+                remedy="materialize target_videos with a root (curate --targets), or robot_episodes",
+            )  # fmt: skip
         health = encoder_health(pooled["trained"], pooled["random"])
     finally:
         torch.set_num_threads(threads_before)
     rows = probing.rows
+    judged = verdict(rows)
     content = {
         "rows": rows, "health": health.to_dict(), "encoder_digest": state_digest(probing.encoders["trained"]),
-        "held_out_episodes": len(outside), "sizes": sizes.model_dump(),
+        "held_out_episodes": outside, "sizes": recipe.probes.model_dump(), "start": start, "verdict": judged.to_dict() if judged else None,
     }  # fmt: skip
     (folder / "probes.json").write_text(json.dumps(content, indent=1))
     draw_probes(rows, folder / "probes.png")
-    return {**_summary(rows), "rank_me": health.rank_me, "health": health.line, "rows": len(rows),
+    told = {"verdict": judged.word, "verdict_lines": list(judged.lines)} if judged else {}
+    return {**told, **_summary(rows), "rank_me": health.rank_me, "health": health.line, "rows": len(rows),
             "cpu_seconds": time.process_time() - cpu_started, "pictures": ["probes.png"]}  # fmt: skip
 
 
 def check_probes(folder: Path) -> dict[str, Check]:
     """`finite`: the comparison that everything else is read against is made of numbers. Quality never blocks here."""
     rows = json.loads((folder / "probes.json").read_text())["rows"]
-    means = [row for row in rows if row["task"] == "frame" and row["metric"] == "r2_mean"]
+    means = [row for row in rows if row["metric"] in ("r2_mean", "accuracy", "halves_found")]
     bad = [row for row in means if not math.isfinite(row["value"])]
     return {
         "finite": Check(
-            bool(means) and not bad, "finite mean R2 of every frame probe", f"{len(means) - len(bad)} of {len(means)} finite",
+            bool(means) and not bad, "finite numbers from every probe of frames, target sets and held-out clips", f"{len(means) - len(bad)} of {len(means)} finite",
             "look at the encoder's health line: features that are not finite or constant cannot be probed",
         )
     }  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,19 +19,21 @@ from pipelines.video.decode import decode_span
 
 @dataclass(frozen=True, eq=False)
 class TargetSet:
-    """clips (n, T, h, w, 3) uint8, labels (n,) class indices, train (n,) bool, the rest is its evaluation split."""
+    """clips (n, T, h, w, 3) uint8, labels (n,) class indices, train (n,) bool, the rest is its evaluation split; videos (n,) whose
+    they are."""
 
     name: str
     classes: tuple[str, ...]
     clips: NDArray[np.uint8]
     labels: NDArray[np.int64]
     train: NDArray[np.bool_]
+    videos: NDArray[np.str_]
 
 
 def read_target_sets(
     folder: Path, frames: int, size: tuple[int, int], progress: Callable[..., None] | None = None
-) -> list[TargetSet]:
-    """The labelled sets of a `target_videos` artefact, `frames` evenly spaced frames of each clip, resized to `size`.
+) -> Iterator[TargetSet]:
+    """The labelled sets of a `target_videos` artefact, one after another, `frames` evenly spaced frames of each clip, resized to `size`.
 
     A set is left out when it has no labels, fewer than two classes, or one empty split.
     """
@@ -39,7 +41,6 @@ def read_target_sets(
     by_set: dict[str, list[dict[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: str(row["clip_id"])):
         by_set.setdefault(row["source"].rsplit("/", 1)[0], []).append(row)
-    sets = []
     with ThreadPoolExecutor(2) as pool:  # the decoder leaves Python's lock
         for done, (name, members) in enumerate(sorted(by_set.items()), start=1):
             train = np.array([row["source"].rsplit("/", 1)[-1] == "train" for row in members])
@@ -48,10 +49,9 @@ def read_target_sets(
                 continue
             clips = list(pool.map(lambda row: _frames(folder, row, frames, size), members))
             labels = np.array([classes.index(row["label"]) for row in members])
-            sets.append(TargetSet(name, classes, np.stack(clips), labels, train))
+            yield TargetSet(name, classes, np.stack(clips), labels, train, np.array([row["video_id"] for row in members]))
             if progress is not None:
                 progress(done, len(by_set))
-    return sets
 
 
 def _frames(folder: Path, row: dict[str, Any], count: int, size: tuple[int, int]) -> NDArray[np.uint8]:

@@ -109,7 +109,7 @@ def mask_lengths(phase: Phase, grid: Grid, seed: int, name: str, group: int | No
 
     Raises `InputError` when groups do not divide the global batch.
     """
-    group = group or phase.global_batch
+    group = group or phase.mask_group or phase.global_batch
     if phase.global_batch % group:
         raise InputError("masks cannot be cut in such groups", expected=f"a divisor of the global batch {phase.global_batch}", found=str(group))
     strategies = []

@@ -2,7 +2,7 @@
 
 Source: arXiv 2506.09985 section 2 (multiblock masking) and upstream's mask collator. The size of the blocks is drawn once
 a step, their places for every sample; the targets are the union of the blocks, the context is the rest. Lengths are cut
-to the smallest of the *global* batch, which every rank computes for itself, or not cut at all.
+to the smallest of the global batch, or of a group of samples of it, or not cut at all: never by what a rank happens to hold.
 """
 
 from __future__ import annotations
@@ -88,19 +88,29 @@ def sample_masks(
     first: int = 0,
     count: int | None = None,
     truncation: Truncation = "prefix",
+    group: int | None = None,
 ) -> list[Masks]:
     """Masks of the samples `first` to `first + count` of the global batch of `step` (counted from 0), one entry a strategy.
 
     `grid` is (T, H, W) in tubelets and patches; token id = t * H * W + h * W + w. `truncation`: "prefix" keeps the first
     tokens in raster order as paper and upstream do, which drops the end of the clip; "random" keeps a random subset; "none"
-    keeps all, so that every sample has lengths of its own.
-    Raises `InputError` for a strategy whose blocks always cover the whole grid.
+    keeps all, so that every sample has lengths of its own. Cut are runs of `group` samples (None: the global batch) to the
+    smallest lengths in each; upstream's runs are what a GPU holds, and the larger they are the more is cut off.
+    Raises `InputError` for a strategy whose blocks always cover the whole grid, and for samples of several groups.
     """
-    rows = slice(first, global_batch if count is None else first + count)
+    last = global_batch if count is None else first + count
+    group = global_batch if truncation == "none" or group is None else group
+    begin = first // group * group
+    if last > begin + group or global_batch % group:
+        raise InputError(
+            "the masks of one micro-batch are cut to several lengths", expected=f"micro-batches that divide mask_group {group}, which divides {global_batch}",
+            found=f"samples {first} to {last}", remedy="change accumulation, or the number of ranks, or mask_group in the recipe",
+        )  # fmt: skip
+    rows = slice(first - begin, last - begin)
     tokens = grid[0] * grid[1] * grid[2]
     masks = []
     for number, strategy in enumerate(strategies):
-        covered, lengths = coverage(strategy, grid, (seed, phase, number), step, global_batch)
+        covered, lengths = coverage(strategy, grid, (seed, phase, number), step, global_batch, begin, group)
         own = np.ascontiguousarray(np.moveaxis(covered[..., rows], -1, 0)).reshape(rows.stop - rows.start, -1)
         again = np.arange(0, tokens, own.shape[1])[:, None]
         contexts, targets = ([(again + row.nonzero()[0]).ravel() for row in kept] for kept in (~own, own))  # ids, ascending
@@ -112,7 +122,7 @@ def sample_masks(
             continue
         context, target = tokens - int(lengths.max()), int(lengths.min())
         if truncation == "random":
-            samples = (step * global_batch + rows.start, rows.stop - rows.start)
+            samples = (step * global_batch + first, last - first)
             order = _order(_uniforms(stable_seed("mask-order", seed, phase, number), 0, *samples, tokens))
             contexts = [_first(ids, keys, context) for ids, keys in zip(contexts, order, strict=True)]
             targets = [_first(ids, keys, target) for ids, keys in zip(targets, order, strict=True)]
@@ -121,21 +131,23 @@ def sample_masks(
 
 
 def coverage(
-    strategy: MaskStrategy, grid: Grid, stream: tuple[int, str, int], step: int, global_batch: int
+    strategy: MaskStrategy, grid: Grid, stream: tuple[int, str, int], step: int, global_batch: int, first: int = 0, count: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Where blocks lie, (T, H, W, global_batch) bool, and how many tokens they cover, (global_batch,) int64, before any cut.
+    """Where blocks lie, (T, H, W, count) bool, and how many tokens they cover, (count,) int64, before any cut, of `count` samples
+    (None: all) from `first` on of the global batch.
 
-    T is 1 where blocks are as deep as the grid, since all time steps are then alike. The batch comes last because every
-    rank does this for the whole global batch, and numpy is fast along a long last axis only. Every sample keeps a token of context.
+    T is 1 where blocks are as deep as the grid, since all time steps are then alike. The batch comes last because a rank may
+    do this for the whole global batch, and numpy is fast along a long last axis only. Every sample keeps a token of context.
     """
+    count = global_batch - first if count is None else count
     size = block_size(strategy, grid, stream, step)
     seed = stable_seed("mask-place", *stream)
     shape = (1 if size[0] == grid[0] else grid[0], grid[1], grid[2])
-    covered = np.empty((*shape, global_batch), bool)
-    lengths = np.empty(global_batch, np.int64)
+    covered = np.empty((*shape, count), bool)
+    lengths = np.empty(count, np.int64)
     waiting: np.ndarray | slice = slice(None)
     for attempt in range(ATTEMPTS):
-        uniforms = _uniforms(seed, attempt, step * global_batch, global_batch, 3 * strategy.num_blocks)[waiting]
+        uniforms = _uniforms(seed, attempt, step * global_batch + first, count, 3 * strategy.num_blocks)[waiting]
         drawn = _union(uniforms.reshape(len(uniforms), strategy.num_blocks, 3), size, shape)
         covered[..., waiting] = drawn
         lengths[waiting] = (grid[0] // shape[0]) * drawn.view(np.uint8).sum(axis=(0, 1, 2), dtype=np.int32)

@@ -20,6 +20,9 @@ from pipelines.errors import InputError
 from pipelines.pretraining.masks import Masks
 from pipelines.recipes import ContextLoss
 
+IMAGE_PARTS = ("patch_embed_img", "img_mod_embed")
+"""What V-JEPA 2.1 keeps for single images. Clips are videos here, a still is one of equal frames, so these are never used."""
+
 
 class Predictions(NamedTuple):
     """Of each strategy `targets` (B, Kt, levels * D) and `context` (B, Kc, levels * D), which is empty without a context output.
@@ -34,8 +37,8 @@ class Predictions(NamedTuple):
 class JEPA(nn.Module):
     """The student: encoder and predictor as the one module an engine trains.
 
-    Mask tokens that none of the `strategies` uses, by the predictor's policy, take no gradient, so no optimizer decays
-    them. `context_loss`: whether the context's tokens are predicted too; raises `InputError` unless the predictor is made for that.
+    Mask tokens that none of the `strategies` uses, by the predictor's policy, and `IMAGE_PARTS` take no gradient, so no
+    optimizer decays them. `context_loss`: whether the context's tokens are predicted too; raises `InputError` unless the predictor is made for that.
     """
 
     def __init__(self, encoder: VideoEncoder, predictor: MaskedPredictor, strategies: int, context_loss: bool = False) -> None:
@@ -46,6 +49,9 @@ class JEPA(nn.Module):
         used = {choice % len(predictor.mask_tokens) for choice in predictor.mask_choices(0, strategies)}
         for number, token in enumerate(predictor.mask_tokens):
             token.requires_grad_(number in used)
+        for name, value in self.named_parameters():
+            if any(part in name for part in IMAGE_PARTS):
+                value.requires_grad_(False)
 
     def forward(self, video: Tensor, masks: Sequence[Masks]) -> Predictions:
         """video (B, C, T, H, W) normalised, and the masks of each strategy; all groups of tokens share one pass."""

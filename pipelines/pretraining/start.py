@@ -130,6 +130,8 @@ def open_start(path: str | Path, recipe: Recipe, digest: str | None = None) -> S
     """
     place = Path(path)
     inspection = inspect_checkpoint(place)
+    if inspection.layout != "official" and not place.is_dir():
+        raise InputError(f"{place} is one file of a folder that says more", expected="the folder", found="a file in it", remedy=f"name {place.parent}")
     roles = _roles(inspection)
     found = start_digest(place)
     if digest is not None and found != digest:
@@ -146,7 +148,8 @@ def open_start(path: str | Path, recipe: Recipe, digest: str | None = None) -> S
         heads=recipe.encoder.num_heads if chosen["encoder"].needs_heads else None,
         predictor_heads=recipe.predictor.num_heads if chosen["predictor"].needs_heads else None,
     )
-    return Start(place, found, inspection.layout, roles["encoder"], roles["target_encoder"], roles["predictor"], inspection.notes, hints)
+    notes = tuple(note for note in inspection.notes if not note.startswith("Several encoders"))  # the roles have chosen
+    return Start(place, found, inspection.layout, roles["encoder"], roles["target_encoder"], roles["predictor"], notes, hints)
 
 
 @dataclass(frozen=True)
@@ -210,7 +213,7 @@ def _roles(inspection: Inspection) -> dict[str, str]:
 
 def _insist_on_fit(place: Path, recipe: Recipe, chosen: dict[str, PartInspection]) -> None:
     """Raise `InputError` unless the checkpoint's configuration is the recipe's; frames and pixels may differ, positions are computed."""
-    predictor = _config(place, chosen["predictor"], recipe.predictor.num_heads)
+    predictor = _config(place, chosen["predictor"])
     if predictor.out_embed_dim not in (None, predictor.embed_dim):
         raise InputError(
             f"the predictor in {place} predicts a teacher of width {predictor.out_embed_dim}, not its own encoder", expected=f"predictions of width {predictor.embed_dim}",
@@ -218,8 +221,8 @@ def _insist_on_fit(place: Path, recipe: Recipe, chosen: dict[str, PartInspection
         )  # fmt: skip
     different: dict[str, tuple[Any, Any]] = {}
     for role in ("encoder", "target_encoder"):
-        different |= dict(_differences("encoder", recipe.encoder, _config(place, chosen[role], recipe.encoder.num_heads)))
-    different |= dict(_differences("predictor", recipe.predictor, predictor))
+        different |= dict(_differences("encoder", recipe.encoder, _config(place, chosen[role]), chosen[role].needs_heads))
+    different |= dict(_differences("predictor", recipe.predictor, predictor, chosen["predictor"].needs_heads))
     if different:
         raise InputError(
             f"the starting weights {place} do not fit recipe {recipe.name}", expected="as the recipe says: " + ", ".join(f"{key} {ours}" for key, (ours, _) in different.items()),
@@ -228,19 +231,19 @@ def _insist_on_fit(place: Path, recipe: Recipe, chosen: dict[str, PartInspection
         )  # fmt: skip
 
 
-def _differences(part: str, shape: Part, config: Any) -> Iterator[tuple[str, tuple[Any, Any]]]:
+def _differences(part: str, shape: Part, config: Any, heads_untold: bool) -> Iterator[tuple[str, tuple[Any, Any]]]:
     for name, ours in shape:
         theirs = getattr(config, name)
         same = math.isclose(ours, theirs, rel_tol=1e-6) if name == "mlp_ratio" else (ours == theirs)  # a hidden width over a width
-        if not same:
+        if not same and not (heads_untold and name == "num_heads"):
             yield f"{part}.{name}", (ours, theirs)
 
 
-def _config(place: Path, part: PartInspection, heads: int) -> Any:
-    """A part's configuration; of an official part of no released size with the recipe's `heads`, which no shape can contradict."""
+def _config(place: Path, part: PartInspection) -> Any:
+    """A part's configuration. Of an official part of no released size its heads are untold: nothing contradicts the recipe's."""
     if part.config is not None:
         return part.config
-    return infer_config(part.kind, read_checkpoint(place, part.name or None), part.name, num_heads=heads)
+    return infer_config(part.kind, read_checkpoint(place, part.name or None), part.name, num_heads=1)
 
 
 def _manifest(folder: Path) -> dict[str, Any] | None:

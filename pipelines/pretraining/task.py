@@ -49,6 +49,10 @@ class Pretraining:
         self.share = self.phase.global_batch // engine.world
         self.micro = self.share // self.phase.accumulation
         self.watch = Watch(engine, self.target, self.phase, self.grid)
+        self.judged = len(self.phase.masks)
+        self.names = tuple(f"loss_{number}" for number in range(self.judged))
+        if self.phase.context_loss is not None:
+            self.names += tuple(f"context_loss_{number}" for number in range(self.judged))
         self._config, self._predictor = config, student.predictor.config
         self._averages, self._followed = list(self.target.parameters()), list(student.encoder.parameters())
         self._weights = [value for value in student.parameters() if value.requires_grad]
@@ -65,7 +69,7 @@ class Pretraining:
             self._work = Work(0, 0, 0)
         masks = sample_masks(
             self.phase.masks, self.grid, seed=self.seed, phase=self.phase_name, step=step, global_batch=self.phase.global_batch,
-            first=self.engine.rank * self.share + first, count=self.micro, truncation=self.recipe.mask_truncation,
+            first=self.engine.rank * self.share + first, count=self.micro, truncation=self.recipe.mask_truncation, group=self.phase.mask_group,
         )  # fmt: skip
         masks = [mask.to(self.engine.device) for mask in masks]
         video = normalise(batch.video[first : first + self.micro].to(self.engine.device))

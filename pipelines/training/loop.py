@@ -37,7 +37,11 @@ class Work(NamedTuple):
 
 
 class Task(Protocol):
-    """What is trained, seen from the loop. Steps are counted from 0 here."""
+    """What is trained, seen from the loop. Steps are counted from 0 here. `names` are those of the losses that are shown; health is
+    judged by the mean of the first `judged` of them."""
+
+    names: tuple[str, ...]
+    judged: int
 
     def losses(self, step: int, batch: Any, part: int) -> tuple[Tensor, Tensor]:
         """What is minimised, a scalar with gradients, and the losses to show (k,), of micro-batch `part` of this rank's batch."""
@@ -94,6 +98,7 @@ class Window:
 
     started: float = field(default_factory=time.monotonic)
     steps: int = 0
+    spikes: int = 0
     waited: float = 0.0
     clips: int = 0
     tokens: int = 0
@@ -165,21 +170,20 @@ def train(
         work = task.work(batch)
         now = time.monotonic()
         seconds = now - asked_at
-        window.steps, window.waited = window.steps + 1, window.waited + waited
+        window.steps, window.spikes, window.waited = window.steps + 1, window.spikes + spike, window.waited + waited
         window.clips, window.tokens = window.clips + work.clips * engine.world, window.tokens + work.tokens * engine.world
         if moved:
-            recent.append(mean_of_loss)
+            recent.append(sum(each[: task.judged]) / task.judged)
         mean_loss = sum(recent) / max(1, len(recent))
         speed = work.flops / seconds
         reporter.metrics(done, {
-            "loss": mean_of_loss, **{f"loss_{number}": value for number, value in enumerate(each)}, "learning_rate": rate,
+            "loss": mean_of_loss, **dict(zip(task.names, each, strict=True)), "learning_rate": rate,
             "weight_decay": schedule.weight_decay, "momentum": momentum, "gradient_norm": norm, "moved": float(moved), "spike": float(spike),
             "seconds": seconds, "data_wait": waited / seconds, "clips_per_s": work.clips * engine.world / seconds,
             "tokens_per_s": work.tokens * engine.world / seconds, "flops_per_s": speed * engine.world, "mfu": speed / schedule.peak_flops,
         })  # fmt: skip
-        if not moved or spike:
-            what = "a spike" if moved else "not finite, so the weights stay as they are"
-            reporter.log(f"step {done}/{schedule.steps}  loss {mean_of_loss:.4f}  gradient norm {norm:.3g}: {what}")
+        if not moved:
+            reporter.log(f"step {done}/{schedule.steps}  loss {mean_of_loss:.4f}  gradient norm {norm:.3g}: not finite, so the weights stay as they are")
 
         if speak_now:
             elapsed = max(now - window.started, 1e-9)
@@ -187,6 +191,7 @@ def train(
             reporter.log(
                 f"step {done}/{schedule.steps}  loss {mean_loss:.4f}  lr {rate:.2e}  ema {momentum:.5f}  "
                 f"{window.clips / elapsed:.0f} clips/s  {window.tokens / elapsed:.0f} tokens/s  data wait {100 * wait_share:.0f} %{spread}  "
+                f"{f'{window.spikes} spikes  ' if window.spikes else ''}"
                 f"{(schedule.steps - done) * elapsed / window.steps:.0f} s left"
             )
             window, last_line = Window(), now

@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from models.assembly import empty_module
+from models.encoder import VideoEncoder
+from models.predictor import MaskedPredictor
+from models.released import RELEASED
 from pipelines.errors import InputError
-from pipelines.recipes import Phase, load_recipe, recipe_names
+from pipelines.pretraining.cost import networks
+from pipelines.recipes import MIXTURES, Phase, load_mixture, load_recipe, recipe_names
+from pipelines.shards.mixture import open_mixture
+from pipelines.training.schedule import learning_rate
+
+PAPER = {"vitl16": "vitl", "vith16": "vith", "vitg16": "vitg", "vitg16-384": "vitg-384"}
+PAPER_2_1 = {"vitl16-2.1": "vjepa2_1_vitl_dist_vitG_384", "vitg16-2.1": "vjepa2_1_vitg_384", "vitgigantic16-2.1": "vjepa2_1_vitG_384"}
+"""Presets with papers' numbers, and the released file of the same size."""
+
+
+def parameters(module: Any, config: Any) -> int:
+    return sum(value.numel() for value in empty_module(module, config).parameters())
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -36,10 +52,59 @@ def test_a_planning_change_does_not_retrain_the_encoder() -> None:
     assert nano.digest() != other.digest()
 
 
-def test_cooldown_raises_pixels_and_frames_in_every_preset() -> None:
-    for name in recipe_names():
-        phases = load_recipe(name).pretraining
-        assert phases.cooldown.height > phases.pretrain.height and phases.cooldown.frames > phases.pretrain.frames
+@pytest.mark.parametrize("name", recipe_names())
+def test_cooldown_sees_more_frames_and_never_fewer_pixels(name: str) -> None:
+    first, second = load_recipe(name).pretraining.pretrain, load_recipe(name).pretraining.cooldown
+    assert second.frames > first.frames and second.height >= first.height and second.width >= first.width
+    assert (first.fps, first.stride) == (second.fps, second.stride)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_cooldown_goes_on_where_the_learning_rate_was_and_ends_near_zero(name: str) -> None:
+    first, second = load_recipe(name).pretraining.pretrain, load_recipe(name).pretraining.cooldown
+    assert learning_rate(second.learning_rate, 0, second.steps) == pytest.approx(learning_rate(first.learning_rate, first.steps, first.steps))
+    assert learning_rate(second.learning_rate, second.steps, second.steps) < 0.05 * first.learning_rate.peak
+
+
+@pytest.mark.parametrize(("name", "file"), [*PAPER.items(), *PAPER_2_1.items()])
+def test_preset_builds_the_encoder_that_was_released(name: str, file: str) -> None:
+    recipe = load_recipe(name)
+    released = next(part for part in RELEASED[file].parts.values() if part.kind == "encoder")
+    encoder, _ = networks(recipe, recipe.pretraining.cooldown)
+    assert encoder == released.config
+    assert parameters(VideoEncoder, encoder) == released.parameters
+    # The first phase has the same weights at another size.
+    assert parameters(VideoEncoder, networks(recipe, recipe.pretraining.pretrain)[0]) == released.parameters
+
+
+@pytest.mark.parametrize(("name", "file"), [*PAPER.items(), *PAPER_2_1.items()])
+def test_preset_builds_the_predictor_that_was_released_unless_that_one_was_distilled(name: str, file: str) -> None:
+    recipe = load_recipe(name)
+    released = RELEASED[file].parts["predictor"]
+    _, predictor = networks(recipe, recipe.pretraining.cooldown)
+    assert (predictor == released.config) == (parameters(MaskedPredictor, predictor) == released.parameters) == ("dist" not in file)
+    assert predictor.depth == (24 if name in PAPER_2_1 else 12)
+
+
+@pytest.mark.parametrize("name", [*PAPER, *PAPER_2_1])
+def test_global_batch_of_every_paper_preset_is_shared_out_whole(name: str) -> None:
+    plan = load_recipe(name).pretraining
+    for phase in (plan.pretrain, plan.cooldown):
+        assert phase.global_batch % (plan.ranks * phase.accumulation) == 0
+        assert phase.keep_every is not None and phase.keep_every % phase.checkpoint_every == 0
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in MIXTURES.glob("*.yaml")))
+def test_shares_of_a_papers_mixture_are_whole(name: str) -> None:
+    assert sum(source["weight"] for source in load_mixture(name)) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("name", [*PAPER, *PAPER_2_1])
+def test_mixture_without_shards_is_refused_with_the_source_and_the_key_to_set(name: str) -> None:
+    """The papers' presets name sets that nobody but their owner has: using one as it ships must say what to write where."""
+    first = next(source for source in load_recipe(name).pretraining.mixture if not source.shards)
+    with pytest.raises(InputError, match=rf"the mixture's source {first.name} has no shards.*shards of {first.name} in the recipe's mixture"):
+        open_mixture([first], None)
 
 
 def test_a_phase_samples_by_time_or_by_frames() -> None:

@@ -14,7 +14,6 @@ from torch import nn
 
 from pipelines.training import checkpoint
 from pipelines.training.engine import EngineConfig, PlainEngine
-from pipelines.training.metrics import Health, health, rank_me
 
 
 def engine_with(value: float) -> PlainEngine:
@@ -103,35 +102,3 @@ def test_every_nth_checkpoint_is_kept_for_good(tmp_path: Path) -> None:
     for step in range(10, 80, 10):
         save(tmp_path, step, keep_every=30)
     assert [checkpoint.step_of(path) for path in sorted(tmp_path.iterdir())] == [30, 50, 60, 70]
-
-
-def test_rank_me_counts_directions() -> None:
-    source = torch.Generator().manual_seed(0)
-    directions = torch.linalg.qr(torch.randn(32, 32, generator=source)).Q
-    for rank in (1, 4, 32):
-        features = torch.linalg.qr(torch.randn(256, rank, generator=source)).Q @ directions[:rank]
-        assert rank_me(features) == pytest.approx(rank, rel=1e-3)
-
-
-def measured(**changes: float) -> Health:
-    return {"rank_me": 40.0, "target_std": 0.75, "mean_loss": 0.4, "floor": 0.7, "data_wait": 0.1, **changes}
-
-
-@pytest.mark.parametrize(
-    ("last", "state"),
-    [
-        ({}, "healthy"),
-        ({"rank_me": 5.0}, "collapsing"),
-        ({"rank_me": 2.0, "mean_loss": 0.01}, "collapsed"),
-        ({"target_std": 0.01}, "collapsed"),
-        ({"data_wait": 0.8}, "starved"),
-    ],
-)
-def test_verdict_names_the_state_and_the_numbers_behind_it(last: dict[str, float], state: str) -> None:
-    verdict = health([measured(), measured(**last)])
-    assert verdict.state == state
-    assert verdict.line.startswith(state) and "RankMe" in verdict.line and "for a constant guess" in verdict.line
-
-
-def test_dull_videos_are_not_called_a_collapse() -> None:
-    assert health([measured(rank_me=1.5, target_std=0.02), measured(rank_me=1.4, target_std=0.02)]).state == "healthy"
