@@ -109,7 +109,7 @@ class Meter:
     """What a contestant's turn costs, in s: wall time, CPU time of the process and its workers, and the parts' CPU time in this thread."""
 
     def __init__(self) -> None:
-        self._parts: dict[str, float] = defaultdict(float)
+        self.parts: dict[str, float] = defaultdict(float)
         self._waited, self._inner = 0.0, [0.0]
         self._cpu, self._thread, self._wall = tree_seconds(), time.thread_time(), time.perf_counter()
 
@@ -122,7 +122,7 @@ class Meter:
             yield
         finally:
             spent = time.thread_time() - start
-            self._parts[name] += spent - self._inner.pop()
+            self.parts[name] += spent - self._inner.pop()
             self._inner[-1] += spent
             self._waited += (time.perf_counter() - wall) * (name == "data")
 
@@ -137,7 +137,7 @@ class Meter:
         """Numbers of the steps that are asked for, from 0; a turn's bill is sent when its last step is over."""
         step = 0
         while count := connection.recv():
-            self._parts.clear()
+            self.parts.clear()
             self._waited, self._wall = 0.0, time.perf_counter()
             for step in range(step, step + count):  # noqa: B020
                 yield step
@@ -147,8 +147,8 @@ class Meter:
     def _bill(self) -> Bill:
         wall = time.perf_counter() - self._wall
         cpu, thread = tree_seconds(), time.thread_time()
-        bill = {"wall": wall, "cpu": cpu - self._cpu, "waited": self._waited, **self._parts}
-        bill["rest"] = thread - self._thread - sum(self._parts.values())
+        bill = {"wall": wall, "cpu": cpu - self._cpu, "waited": self._waited, **self.parts}
+        bill["rest"] = thread - self._thread - sum(self.parts.values())
         bill["background"] = bill["cpu"] - (thread - self._thread)
         self._cpu, self._thread = cpu, thread
         return bill

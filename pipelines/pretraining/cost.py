@@ -2,7 +2,7 @@
 
     python -m pipelines.pretraining.cost vitg16-384 [more recipes] [--peak 989e12] [--mfu 0.4] [--groups 24 6]
 
-`--groups` cuts the masks to the shortest of so many samples, one number a phase, in the place of the global batch.
+`--groups` cuts the masks to the shortest of so many samples, one number a phase, in the place of what the recipe says.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ def schedule_cost(recipe: Recipe, groups: Sequence[int | None] = (None, None)) -
 
 
 def at_full_size(recipe: Recipe) -> Recipe:
-    """The same schedule with the cooldown's pixels and frames throughout: what progressive resolution saves is measured against it."""
+    """The same schedule with the cooldown's pixels and frames throughout, and as many clips at once: what progressive resolution saves is measured against it."""
     plan = recipe.pretraining
-    size = {name: getattr(plan.cooldown, name) for name in ("height", "width", "frames")}
+    size = {name: getattr(plan.cooldown, name) for name in ("height", "width", "frames", "mask_group")}
     return recipe.model_copy(update={"pretraining": plan.model_copy(update={"pretrain": plan.pretrain.model_copy(update=size)})})
 
 
@@ -75,7 +75,7 @@ def networks(recipe: Recipe, phase: Phase) -> tuple[EncoderConfig, PredictorConf
 
 
 def phase_cost(recipe: Recipe, name: PhaseName, group: int | None = None) -> PhaseCost:
-    """Cost of one phase, its masks cut to the shortest of `group` samples; None is what training does: the global batch, or no cut."""
+    """Cost of one phase, its masks cut to the shortest of `group` samples; None is what training does."""
     phase: Phase = getattr(recipe.pretraining, name)
     if group is None and recipe.pretraining.mask_truncation == "none":
         group = 1
@@ -154,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("recipes", nargs="+")
     parser.add_argument("--peak", type=float, default=989e12, help="FLOP/s of one accelerator; 989e12 is an H100 or H200 in bf16")
     parser.add_argument("--mfu", type=float, default=0.4, help="share of the peak that model FLOPs reach")
-    parser.add_argument("--groups", type=int, nargs=2, default=[0, 0], help="0: the global batch")
+    parser.add_argument("--groups", type=int, nargs=2, default=[0, 0], help="0: as the recipe says")
     asked = parser.parse_args(arguments)
     groups = [group or None for group in asked.groups]
     sys.stdout.write(cost_table([load_recipe(name) for name in asked.recipes], asked.peak, asked.mfu, groups) + "\n")
