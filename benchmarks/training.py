@@ -300,7 +300,7 @@ def prepare(videos: Path, short_side: int, clips: int, folder: Path) -> tuple[Pa
     table = shards / "clips.csv"
     if table.is_file():
         return shards, table
-    shards.mkdir(parents=True)
+    shards.mkdir(parents=True, exist_ok=True)  # one that was interrupted goes on where it stopped
     film = folder / "film.mp4"
     if not film.is_file():
         usable = [path for path in sorted(videos.rglob("*")) if path.suffix in {".mp4", ".mkv", ".webm", ".mov"} and duration_s(path) > 4]
