@@ -152,7 +152,7 @@ class MixtureSource(Part):
 class PretrainRecipe(Part):
     """`mixture` names the sources of the clips, or a file of presets/mixtures (vm22m is the paper's); without, they are the
     graph's own shards. No clip is drawn more often than `repeat_cap` times (rounded up) in an epoch, which is as many draws as there
-    are clips (paper: no cap). `start_from` is a checkpoint whose weights the first phase goes on from. `spikes`: what happens when the
+    are clips (paper: no cap). `start_from` is a checkpoint whose weights the first phase goes on from; "" asks for one to be given. `spikes`: what happens when the
     gradient norm or the loss leaves its recent range (upstream does nothing)."""
 
     mixture: tuple[MixtureSource, ...] = (MixtureSource(name=OWN_SHARDS, weight=1.0),)

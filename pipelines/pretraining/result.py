@@ -62,7 +62,9 @@ def write_result(
     if spec.log_exposures:
         schemas.write_table(collect(spec.work_folder, samples), folder / LOG_FILE, schemas.EXPOSURE_LOG)
     measured = history[-1] if history else {}
+    start = start_record(spec.work_folder, spec.init_from)
     summary = {
+        **({"start_from": f"{start['name']} {start['digest'][:16]}"} if start else {}),
         "steps": settings.steps, "clips": samples, "stand_ins": len(exposure.replaced), "ranks": world, "seconds": seconds,
         "loss": measured.get("mean_loss"), "floor": measured.get("floor"), "rank_me": measured.get("rank_me"),
         "first_rank_me": history[0]["rank_me"] if history else None, "target_std": measured.get("target_std"),
@@ -72,7 +74,6 @@ def write_result(
     exposures = [*before, asdict(exposure)]
     content = {"identity": spec.identity(), "step": settings.steps, "verdict": asdict(verdict), "exposures": exposures, "summary": summary}
     (folder / "state.json").write_text(json.dumps(content, indent=1))
-    start = start_record(spec.work_folder, spec.init_from)
     lineage = {**spec.lineage(), **({"start_from": start} if start else {}), "exposures": exposures}
     (folder / "lineage.json").write_text(json.dumps(lineage, indent=1))
     checkpoint.seal(folder, DONE)

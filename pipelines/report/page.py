@@ -12,7 +12,7 @@ from pipelines.store import Artefact, Store
 
 METRICS = {"r2_mean": "mean R²", "sign_accuracy": "sign", "direction_accuracy": "6-way direction", "accuracy": "accuracy"}
 MAIN_TASKS = ("frame", "motion")
-ENCODERS = ("trained", "random", "trained_minus_random", "pixels", "single_frame")
+ENCODERS = ("trained", "start", "trained_minus_start", "random", "trained_minus_random", "pixels", "single_frame")
 
 
 def render(store: Store, numbers: dict[str, Any]) -> str:
@@ -100,7 +100,7 @@ def _probes(rows: list[dict[str, Any]]) -> str:
 
 
 def _probe_row(row: dict[str, Any]) -> list[str]:
-    difference = row["encoder"] == "trained_minus_random"
+    difference = row["encoder"].startswith("trained_minus_")
     drawn = interval(row["value"], row["low"], row["high"], **({"floor": -0.5, "ceiling": 0.5} if difference else {}))
     words = (row["task"], row["features"].replace("_", " "), METRICS[row["metric"]], row["encoder"].replace("_", " "))
     value = f"{row['value']:+.3f}" if difference else f"{row['value']:.3f}"
