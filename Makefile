@@ -21,7 +21,7 @@ demo: setup
 	@$(PY) tubelet.py demo --recipe $(RECIPE) $(if $(VIDEOS),--videos "$(VIDEOS)")
 
 test: setup lint
-	@$(PY) -m pytest -m "not soak"
+	@$(PY) -m pytest -m "not soak" -n 2 --dist loadfile
 
 soak: setup
 	@$(PY) -m pytest -m soak -s --timeout 14400

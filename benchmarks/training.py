@@ -26,6 +26,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -136,7 +137,7 @@ class Meter:
     def turns(self, connection: Connection) -> Iterator[int]:
         """Numbers of the steps that are asked for, from 0; a turn's bill is sent when its last step is over."""
         step = 0
-        while count := connection.recv():
+        while count := _asked(connection):
             self.parts.clear()
             self._waited, self._wall = 0.0, time.perf_counter()
             for step in range(step, step + count):  # noqa: B020
@@ -152,6 +153,14 @@ class Meter:
         bill["background"] = bill["cpu"] - (thread - self._thread)
         self._cpu, self._thread = cpu, thread
         return bill
+
+
+def _asked(connection: Connection) -> int:
+    """How many steps are wanted; none any more when whoever asks has gone."""
+    try:
+        return int(connection.recv())
+    except EOFError:
+        return 0
 
 
 def tree_seconds() -> float:
@@ -225,6 +234,7 @@ def masks_of(spec: Spec, step: int) -> tuple[list[Tensor], list[Tensor]]:
 
 def parity(case: Case, shards: Path, folder: Path, checkout: Path) -> str:
     """Asserts that the program's first steps are the official ones: losses, and how far all weights have moved."""
+    logging.disable(logging.INFO)
     # With the paper's momentum the target moves by hardly more than float32 can tell.
     path = write_spec(folder, case.recipe(PARITY_STEPS, ema=(0.9, 0.9)), "pretrain", shards, folder / "store", reading=READING)
     spec = read_spec(path)
@@ -258,13 +268,15 @@ def _norm(tensors: Sequence[Tensor]) -> float:
     return float(torch.stack([tensor.double().norm() for tensor in tensors]).norm())
 
 
-def hold_case(case: Case, folder: Path, shards: Path, table: Path, checkout: Path, threads: int, rounds: int) -> dict[str, list[Bill]]:
+def hold_case(
+    case: Case, contestants: Sequence[str], folder: Path, shards: Path, table: Path, checkout: Path, threads: int, rounds: int
+) -> dict[str, list[Bill]]:
     """Bills of every round by contestant, in s a step; the first round is warm-up and left out."""
     context = multiprocessing.get_context("spawn")
     masked = case.steps * (rounds + 1)
     connections: dict[str, Connection] = {}
     processes = []
-    for name in [*OURS, *OFFICIAL]:
+    for name in contestants:
         spec = write_spec(
             folder / name.replace(" ", "-"), case.recipe(ENOUGH), "pretrain", shards, folder / "store", threads=threads, reading=READING
         )  # fmt: skip
@@ -324,12 +336,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("videos", type=Path, help="folder with videos of a few seconds or more each")
     parser.add_argument("--official", type=Path, required=True, help="a checkout of facebookresearch/vjepa2")
     parser.add_argument("--only", choices=list(CASES), action="append", help="a case to run (may be repeated)")
+    parser.add_argument("--against", choices=[*OURS, *OFFICIAL][1:], action="append", help="a contestant beside ours (all; each holds its networks)")
     parser.add_argument("--rounds", type=int, default=9, help="of a case with small clips; others take fewer")
     parser.add_argument("--clips", type=int, default=24)
     parser.add_argument("--threads", type=int, default=1, help="of the networks, on both sides; each loader has one thread or process")
     parser.add_argument("--data", type=Path, help="keep film and shards in this folder, and take them from there the next time")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(argv)
+    contestants = [name for name in (*OURS, *OFFICIAL) if name == next(iter(OURS)) or not options.against or name in options.against]
     torch.set_num_threads(options.threads)
     logging.disable(logging.INFO)
     facts, results = machine(), []
@@ -340,9 +354,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         root = Path(scratch)
         for number, (name, case) in enumerate((name, CASES[name]) for name in options.only or CASES):
             shards, table = prepare(options.videos, case.short_side, options.clips, options.data or root)
-            agreed = parity(case, shards, root / f"parity-{number}", options.official)
+            # In a process of its own, whose memory goes back before the contestants need theirs.
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                agreed = pool.submit(parity, case, shards, root / f"parity-{number}", options.official).result()
             rounds = max(3, round(options.rounds * case.share))
-            bills = hold_case(case, root / f"run-{number}", shards, table, options.official, options.threads, rounds)
+            bills = hold_case(case, contestants, root / f"run-{number}", shards, table, options.official, options.threads, rounds)
             for clock in ("cpu", "wall"):
                 seconds = {contestant: [bill[clock] for bill in each] for contestant, each in bills.items()}
                 results.append(Result(name=f"{name}, {clock}", seconds=seconds, parity=agreed))

@@ -73,7 +73,8 @@ class Pretraining:
         )  # fmt: skip
         masks = [mask.to(self.engine.device) for mask in masks]
         video = normalise(batch.video[first : first + self.micro].to(self.engine.device))
-        targets = target_tokens(self.target, video)
+        with self.engine.autocast():  # as upstream, and half of a large step's work
+            targets = target_tokens(self.target, video)
         predictions = self.engine(video, masks)
         losses = strategy_losses(predictions, targets, masks)
         self._count(masks)

@@ -75,7 +75,9 @@ class Watch:
         """
         engine, student = self.engine, self.engine.module
         assert isinstance(student, JEPA)
-        targets = torch.cat([target_tokens(self.target, video) for video in self._videos()])  # (b, N, levels * D)
+        with engine.autocast():
+            targets = torch.cat([target_tokens(self.target, video) for video in self._videos()])  # (b, N, levels * D)
+            views = self._views() if len(self.history) % LIDAR_EVERY == 0 else None
         typical = engine.mean(targets.mean(dim=(0, 1)))
         floor = engine.mean((targets - typical).abs().mean())
         spread = engine.mean((targets - engine.mean(targets.mean(dim=0))).square().mean(dim=(0, 1))).sqrt()
@@ -88,8 +90,8 @@ class Watch:
             "ema_distance": relative_distance(list(self.target.parameters()), list(student.encoder.parameters())),
             **self._neighbours(features), **numbers,
         }  # fmt: skip
-        if len(self.history) % LIDAR_EVERY == 0:
-            measured["lidar"] = lidar(engine.gather(self._views()))
+        if views is not None:
+            measured["lidar"] = lidar(engine.gather(views))
         self.history.append(measured)
         return measured, health(self.history).line
 

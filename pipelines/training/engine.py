@@ -63,6 +63,7 @@ class EngineState:
 class Engine(Protocol):
     """What a training loop needs.
 
+    Networks outside the engine (the target) compute as the student does within `autocast`.
     `backward` and `step` are called for each of the `accumulation` micro-batches; the last `step` moves the weights, with gradients
     scaled down to a global norm of `clip` (None: no clipping, as upstream), and returns whether they moved: the step is refused on
     all ranks together when the gradient is not finite on any.
@@ -75,6 +76,7 @@ class Engine(Protocol):
     device: torch.device
 
     def __call__(self, *inputs: Any) -> Any: ...
+    def autocast(self) -> torch.autocast: ...
     def backward(self, loss: Tensor) -> None: ...
     def step(self, learning_rate: float, weight_decay: float, clip: float | None = None) -> bool: ...
     def gradient_norm(self) -> float: ...
@@ -108,6 +110,11 @@ def set_rates(optimizer: torch.optim.Optimizer, learning_rate: float, weight_dec
         group["weight_decay"] = weight_decay if group["decays"] else 0.0
 
 
+def low_precision(device: torch.device, config: EngineConfig) -> torch.autocast:
+    """Where matrix products are computed in bfloat16 when the configuration says so; weights stay float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
+
+
 def poisoned(loss: Tensor) -> Tensor:
     """The loss, or one whose every gradient is NaN when it is not finite: so that all ranks refuse the step, without a
     read-back (an infinite L1 alone can have finite gradients)."""
@@ -130,8 +137,11 @@ class PlainEngine:
         self._backwards = 0
 
     def __call__(self, *inputs: Any) -> Any:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+        with self.autocast():
             return self.module(*inputs)
+
+    def autocast(self) -> torch.autocast:
+        return low_precision(self.device, self.config)
 
     def backward(self, loss: Tensor) -> None:
         (poisoned(loss) / self.config.accumulation).backward()
@@ -216,6 +226,9 @@ class DeepSpeedEngine:
 
     def __call__(self, *inputs: Any) -> Any:
         return self._engine(*inputs)
+
+    def autocast(self) -> torch.autocast:
+        return low_precision(self.device, self.config)
 
     def backward(self, loss: Tensor) -> None:
         self._engine.backward(poisoned(loss))

@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -305,9 +306,7 @@ def test_other_recipe_in_the_same_folder_and_a_cooldown_of_nothing_are_refused(
 
 
 def test_half_a_result_is_no_result(undisturbed: Path, tmp_path: Path) -> None:
-    (tmp_path / "result").mkdir()
-    for path in undisturbed.iterdir():
-        (tmp_path / "result" / path.name).write_bytes(path.read_bytes())
+    shutil.copytree(undisturbed, tmp_path / "result")
     (tmp_path / "result" / "encoder.safetensors").write_bytes(b"half")
     with pytest.raises(TrainingError, match=r"encoder\.safetensors"):
         run.build_pretrained(tmp_path, tmp_path)
@@ -315,8 +314,7 @@ def test_half_a_result_is_no_result(undisturbed: Path, tmp_path: Path) -> None:
 
 
 def test_collapsed_encoder_does_not_pass(undisturbed: Path, tmp_path: Path) -> None:
-    for path in undisturbed.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
+    shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
     state = json.loads((tmp_path / "state.json").read_text())
     state["verdict"] = {"state": "collapsed", "line": "collapsed: RankMe 1.2"}
     (tmp_path / "state.json").write_text(json.dumps(state))

@@ -83,3 +83,23 @@ def test_micro_batches_change_neither_gradient_nor_loss_nor_work(truncation: str
         torch.testing.assert_close(losses, found[0][0], rtol=1e-5, atol=0)
         torch.testing.assert_close(gradient, found[0][1], rtol=1e-4, atol=1e-6)
         assert work == found[0][2]
+
+
+def test_in_bf16_the_target_computes_as_low_as_the_student_and_its_weights_stay_float32() -> None:
+    seen: dict[str, torch.dtype] = {}
+
+    def note(name: str) -> Any:
+        def hook(_: Any, __: Any, output: torch.Tensor) -> None:
+            seen[name] = output.dtype
+
+        return hook
+
+    recipe = load_recipe("smoke")
+    student = build_student(recipe, recipe.pretraining.pretrain)
+    engine = PlainEngine(student, EngineConfig(precision="bf16"), torch.device("cpu"))
+    task = Pretraining(engine, make_target(student.encoder), recipe.pretraining, "pretrain", 0, "tested")
+    for name, network in (("student", student.encoder), ("target", task.target)):
+        network.blocks[0].mlp.fc1.register_forward_hook(note(name))
+    loss, _ = task.losses(0, batch_of(recipe.pretraining.pretrain), 0)
+    assert seen == {"student": torch.bfloat16, "target": torch.bfloat16} and loss.dtype == torch.float32
+    assert {value.dtype for value in task.target.parameters()} == {torch.float32}
