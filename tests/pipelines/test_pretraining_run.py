@@ -35,8 +35,8 @@ from pipelines.recipes import Recipe, load_recipe
 from pipelines.shards.decode import DecodeFailure
 from pipelines.shards.exposure_log import LOG_FILE
 from pipelines.shards.geometry import ClipGeometry
-from pipelines.shards.index import ShardIndex
-from pipelines.shards.loader import ClipLoader
+from pipelines.shards.index import ShardError, ShardIndex
+from pipelines.shards.loader import ClipLoader, Reading
 from pipelines.shards.mixture import WHOLE, open_mixture
 from pipelines.tombstones import write_tombstones
 from pipelines.training import checkpoint
@@ -200,6 +200,28 @@ def test_full_disk_ends_the_training_with_the_reason_and_room_lets_it_go_on(
         assert run.main(["--spec", str(spec)]) == EXIT_INPUT
     assert "is full" in said[0] and "free some space" in said[0]
     assert run.main(["--spec", str(spec)]) == 0
+    same(undisturbed, tmp_path / "result")
+
+
+def test_data_store_that_dies_ends_the_training_with_its_words_and_loses_no_checkpoint(
+    undisturbed: Path, made_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, said, stored_before, reads = read_spec(spec_in(tmp_path, made_shards)), list[str](), ShardIndex.stored, []
+    unkept = spec.model_copy(update={"reading": Reading(workers=1, prefetch=0, cache_bytes=0)})
+    (tmp_path / "spec.json").write_text(unkept.model_dump_json())
+    monkeypatch.setattr(run.logger, "error", lambda _, error: said.append(str(error)))
+
+    def stored(self: ShardIndex, entry: Any) -> Any:
+        reads.append(entry)
+        if len(reads) > 18:
+            raise ShardError("the store does not answer", remedy="bring it back")
+        return stored_before(self, entry)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardIndex, "stored", stored)
+        assert run.main(["--spec", str(tmp_path / "spec.json")]) == EXIT_INPUT
+    assert "does not answer" in said[0] and [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000000003"]
+    assert run.main(["--spec", str(tmp_path / "spec.json")]) == 0
     same(undisturbed, tmp_path / "result")
 
 
