@@ -52,7 +52,7 @@ def verdict_line(rows: Sequence[Row]) -> str:
 
 
 def draw_losses(panel: Any, rows: Sequence[Row]) -> None:
-    for name in sorted({name for row in rows for name in row if name.startswith("loss_")}):
+    for name in sorted({name for row in rows for name in row if name.startswith(("loss_", "context_loss_"))}, key=lambda name: (len(name), name)):
         _curve(panel, rows, name, name.replace("_", " "), smooth=True)
     _curve(panel, rows, "floor", "constant guess", color="black", linestyle="--")
     panel.set_ylim(bottom=0)

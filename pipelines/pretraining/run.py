@@ -146,7 +146,8 @@ def _restore(
         task.restore(path, state)
         guard.restore(state["guard"])
         for step in range(min(start, task.watch.buffered)):
-            task.watch.remember(step, loader.batch(step).video)
+            batch = loader.batch(step)
+            task.watch.remember(step, batch.video, batch.shown)
         reporter.log(f"{spec.phase}: going on from the checkpoint of step {start}")
     elif spec.init_from is not None:
         engine.restore(read_result(spec.init_from))

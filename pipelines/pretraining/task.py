@@ -65,7 +65,7 @@ class Pretraining:
         the context that of each strategy follows, unweighted (2k,)."""
         first = part * self.micro
         if part == 0:
-            self.watch.remember(step, batch.video)
+            self.watch.remember(step, batch.video, batch.shown)
             self._work = Work(0, 0, 0)
         masks = sample_masks(
             self.phase.masks, self.grid, seed=self.seed, phase=self.phase_name, step=step, global_batch=self.phase.global_batch,

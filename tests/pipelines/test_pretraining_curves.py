@@ -69,7 +69,7 @@ def test_spikes_and_refused_steps_are_marked_and_counted() -> None:
 
 def test_losses_are_drawn_beside_the_constant_guess_and_lidar_beside_rank_me() -> None:
     assert labels(draw_losses, rows(500)) == ["loss 0", "loss 1", "constant guess"]
-    assert labels(draw_losses, [step_row(1)]) == ["loss 0", "loss 1"]
+    assert labels(draw_losses, [{**step_row(1), "context_loss_0": 0.4}]) == ["loss 0", "loss 1", "context loss 0"]
     assert labels(draw_ranks, rows(500)) == ["RankMe", "LiDAR"] and labels(draw_ranks, rows(400)) == ["RankMe"]
 
 

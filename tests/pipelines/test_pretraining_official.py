@@ -83,7 +83,7 @@ class SameBatch:
     def batches(self, start: int, stop: int) -> Iterator[Any]:
         for _ in range(start, stop):
             self.before.append([{name: value.detach().clone() for name, value in network.named_parameters()} for network in self.networks])
-            yield SimpleNamespace(video=self.video)
+            yield SimpleNamespace(video=self.video, shown=[])
 
     def changed(self) -> bool:
         return False

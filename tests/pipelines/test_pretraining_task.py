@@ -38,7 +38,7 @@ def task_of(recipe: Recipe) -> Pretraining:
 def batch_of(phase: Phase) -> Any:
     random = torch.Generator().manual_seed(0)
     shape = (phase.global_batch, 3, phase.frames, phase.height, phase.width)
-    return SimpleNamespace(video=torch.randint(0, 256, shape, dtype=torch.uint8, generator=random), clip_ids=["clip"] * phase.global_batch)
+    return SimpleNamespace(video=torch.randint(0, 256, shape, dtype=torch.uint8, generator=random), clip_ids=["clip"] * phase.global_batch, shown=[])
 
 
 @pytest.mark.parametrize("truncation", ["random", "none"])

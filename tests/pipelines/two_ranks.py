@@ -115,7 +115,7 @@ class RealData:
 
     def batches(self, start: int, stop: int) -> Iterator[Any]:
         for step in range(start, stop):
-            yield SimpleNamespace(video=real_video(step)[self.own])
+            yield SimpleNamespace(video=real_video(step)[self.own], shown=[])
 
     def changed(self) -> bool:
         return False

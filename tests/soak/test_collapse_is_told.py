@@ -2,7 +2,7 @@
 
 The nano recipe's networks train on the built-in corpus, 64 px and batches of 8: twenty healthy seeds, some of them without
 static clips, with more of them, or at nano's own size; and seeds in which a collapse is planted. No threshold was chosen on
-these seeds (100 to 107 were for that). Prints what docs/findings.md has as a table, and draws docs/health.png.
+these seeds (100 to 103 were for that). Prints what docs/findings.md has as a table, and draws docs/health.png.
 
 An EMA of momentum 0 without a gradient through the target is run too and not judged: it loses rank faster than a healthy
 training, but its targets keep their spread.
