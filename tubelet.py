@@ -6,9 +6,11 @@ anything is installed.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -50,12 +52,8 @@ def build_app():  # type: ignore[no-untyped-def]
         from assets.demo import DemoOptions, run_demo
         from assets.resources import store_root
 
-        try:
-            code = run_demo(DemoOptions(store_root(), videos, recipe, corpus_scale))
-        except KeyboardInterrupt:
-            typer.echo("tubelet: stopped; run make demo again to go on, what was finished is kept", err=True)
-            code = 130
-        raise typer.Exit(code)
+        with stoppable("make demo"):
+            raise typer.Exit(run_demo(DemoOptions(store_root(), videos, recipe, corpus_scale)))
 
     @app.command()
     def ui(
@@ -198,11 +196,8 @@ def build_app():  # type: ignore[no-untyped-def]
         if dry_run:
             typer.echo(forecast_text_of(chosen))
             return
-        try:
+        with stoppable("the same command"):
             run_curation(chosen)
-        except KeyboardInterrupt:
-            typer.echo("tubelet: stopped; run the same command again to go on, what was finished is kept", err=True)
-            raise typer.Exit(130) from None
 
     @app.command()
     def adapt(
@@ -229,11 +224,8 @@ def build_app():  # type: ignore[no-untyped-def]
             root=store_root(), videos=videos, kind=kind, video_root=root, name=name, licence=licence, uploader=uploader, targets=targets,
             preset=preset, options=parse_options(options),
         )  # fmt: skip
-        try:
+        with stoppable("the same command"):
             run_adaptation(AdaptOptions(checkpoint, curation, recipe))
-        except KeyboardInterrupt:
-            typer.echo("tubelet: stopped; run the same command again to go on, what was finished is kept", err=True)
-            raise typer.Exit(130) from None
 
     @app.command()
     def features(
@@ -407,6 +399,18 @@ def enter(store: Path | None) -> None:
 
     export_environment(store or store_root())
     configure_logging()
+
+
+@contextlib.contextmanager
+def stoppable(command: str) -> Iterator[None]:
+    """Ctrl-C ends work that can go on with a line that says how, and exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        import typer
+
+        typer.echo(f"tubelet: stopped; run {command} again to go on, what was finished is kept", err=True)
+        raise typer.Exit(130) from None
 
 
 def examine() -> int:

@@ -34,7 +34,7 @@ from models.predictor import MaskedPredictor
 from models.preprocessing import normalise
 from pipelines.pretraining.masks import Masks, sample_masks
 from pipelines.pretraining.objective import JEPA, strategy_losses, target_tokens
-from pipelines.pretraining.run import build_student
+from pipelines.pretraining.run import build_student, set_up
 from pipelines.pretraining.task import Pretraining
 from pipelines.recipes import Recipe
 from pipelines.shards.loader import Batch
@@ -187,11 +187,7 @@ def whole_step_contest(name: str, recipe: Recipe, official: Path | None, device:
 
         steps["official"] = official_step
     target = make_target(student.encoder)
-    for network in (student.encoder, student.predictor):
-        network.activation_checkpointing = phase.activation_checkpointing
-    if options.compile:
-        compile_blocks(student)
-        compile_blocks(target)
+    set_up(student, target, phase, options.compile)
     engine = PlainEngine(student, EngineConfig(precision=options.precision), torch.device(device))
     task = Pretraining(engine, target, options, "pretrain", recipe.seed, "benchmark")
     batch = Batch(at, pixels, [], *(np.empty(0) for _ in range(4)), [], [])

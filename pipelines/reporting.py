@@ -78,6 +78,7 @@ class Reporter(Protocol):
     def log(self, text: str) -> None: ...
     def metrics(self, step: int, values: dict[str, float]) -> None: ...
     def finish(self, summary: dict[str, Any]) -> None: ...
+    def close(self) -> None: ...
 
 
 class FileReporter:
@@ -103,9 +104,12 @@ class FileReporter:
             self._board.add_scalar(name, value, step)
 
     def finish(self, summary: dict[str, Any]) -> None:
+        self.log("finished: " + json.dumps(summary, sort_keys=True, default=str)[:400])
+
+    def close(self) -> None:
+        """Write what TensorBoard's writer still holds (up to two minutes of it)."""
         if self._board is not None:
             self._board.close()
-        self.log("finished: " + json.dumps(summary, sort_keys=True, default=str)[:400])
 
 
 class SilentReporter:
@@ -118,6 +122,9 @@ class SilentReporter:
         return None
 
     def finish(self, summary: dict[str, Any]) -> None:
+        return None
+
+    def close(self) -> None:
         return None
 
 
@@ -135,9 +142,10 @@ class PipesReporter(FileReporter):
         self._pipes.log.info(text)
 
     def finish(self, summary: dict[str, Any]) -> None:
-        if self._board is not None:
-            self._board.close()
         self._pipes.report_custom_message({"summary": summary})
+
+    def close(self) -> None:
+        super().close()
         self._pipes.close()
 
 

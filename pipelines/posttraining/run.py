@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,11 @@ def run(spec: Spec) -> bool:
         return True
     result.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(spec.threads)
-    reporter = open_reporter(spec.work_folder)
+    with closing(open_reporter(spec.work_folder)) as reporter:
+        return _run(spec, result, reporter)
+
+
+def _run(spec: Spec, result: Path, reporter: Reporter) -> bool:
     started, cpu_started = time.monotonic(), time.process_time()
     recipe, label = spec.recipe.posttraining, f"post-training {spec.encoder}"
     episodes = load_episodes(spec.episodes_folder)

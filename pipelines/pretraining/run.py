@@ -13,11 +13,13 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import cv2
 import torch
+from torch import nn
 
 from models.encoder import EncoderConfig, VideoEncoder
 from models.errors import TubeletError
@@ -86,13 +88,8 @@ def run(spec: Spec, stop: StopRequest) -> None:
     recipe, settings = spec.recipe.pretraining, spec.settings
     student = build_student(spec.recipe, settings)
     target = make_target(student.encoder)
-    for network in (student.encoder, student.predictor):
-        network.activation_checkpointing = settings.activation_checkpointing
-    if recipe.compile:
-        compile_blocks(student)
-        compile_blocks(target)
+    set_up(student, target, settings, recipe.compile)
     engine = open_engine(student, EngineConfig(recipe.zero_stage, recipe.precision, settings.accumulation))
-    reporter = open_reporter(spec.work_folder, engine.rank)
     loader = ClipLoader(
         open_mixture(recipe.mixture, spec.shards_folder), ClipGeometry.of_phase(settings), seed=spec.recipe.seed, phase=spec.phase,
         global_batch=settings.global_batch, rank=engine.rank, world=engine.world, repeat_cap=recipe.repeat_cap, reading=spec.reading,
@@ -100,18 +97,30 @@ def run(spec: Spec, stop: StopRequest) -> None:
     )  # fmt: skip
     takedowns = Takedowns(engine, loader, spec.store, spec.work_folder)
     task, guard = Pretraining(engine, target, recipe, spec.phase, spec.recipe.seed, spec.identity()), Guard(recipe.spikes)
-    start = _restore(spec, engine, task, guard, loader, takedowns, reporter)
-    peak, source = peak_flops(engine.device, recipe.precision)
-    reporter.log(f"{spec.phase}: ready after {time.monotonic() - started:.1f} s, {engine.world} ranks; a rank's best is {peak:.3g} FLOP/s ({source})")
-    train(
-        engine, task, schedule_of(settings, peak), Clips(loader, takedowns, spec.work_folder, spec.log_exposures), start=start,
-        checkpoints=checkpoint.Writer(spec.checkpoints, engine, settings.keep_every), guard=guard, reporter=reporter, stop=stop,
-    )  # fmt: skip
-    state = engine.state()
-    if state is not None:
-        seconds = time.monotonic() - started
-        reporter.finish(write_result(spec, student, task.target, state, task.watch.history, engine.world, seconds))
+    with closing(open_reporter(spec.work_folder, engine.rank)) as reporter:
+        start = _restore(spec, engine, task, guard, loader, takedowns, reporter)
+        peak, source = peak_flops(engine.device, recipe.precision)
+        reporter.log(
+            f"{spec.phase}: ready after {time.monotonic() - started:.1f} s, {engine.world} ranks; a rank's best is {peak:.3g} FLOP/s ({source})"
+        )
+        train(
+            engine, task, schedule_of(settings, peak), Clips(loader, takedowns, spec.work_folder, spec.log_exposures), start=start,
+            checkpoints=checkpoint.Writer(spec.checkpoints, engine, settings.keep_every), guard=guard, reporter=reporter, stop=stop,
+        )  # fmt: skip
+        state = engine.state()
+        if state is not None:
+            seconds = time.monotonic() - started
+            reporter.finish(write_result(spec, student, task.target, state, task.watch.history, engine.world, seconds))
     engine.close()
+
+
+def set_up(student: JEPA, target: nn.Module, phase: Phase, compiled: bool) -> None:
+    """Have the networks compute as the recipe says: the student's activations checkpointed, blocks compiled."""
+    for network in (student.encoder, student.predictor):
+        network.activation_checkpointing = phase.activation_checkpointing
+    if compiled:
+        compile_blocks(student)
+        compile_blocks(target)
 
 
 def schedule_of(phase: Phase, peak: float) -> Schedule:
@@ -153,8 +162,8 @@ def _restore(
         engine.restore(read_result(spec.init_from))
         task.target.load_state_dict(load_module(spec.init_from, "target_encoder").state_dict(), strict=True)
         reporter.log(f"{spec.phase}: encoder, target encoder and optimizer of the phase before restored")
-    elif recipe_start := spec.recipe.pretraining.start_from:
-        weights = load_start(recipe_start, spec.recipe, spec.start_digest, spec.work_folder, first=engine.rank == 0)
+    elif origin := spec.recipe.pretraining.start_from:
+        weights = load_start(origin, spec.recipe, spec.start_digest, spec.work_folder, first=engine.rank == 0)
         engine.restore(EngineState(weights.student, {}, 0))
         task.target.load_state_dict(weights.target, strict=True)
         reporter.log(f"{spec.phase}: {weights.line}")
@@ -172,7 +181,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     configure_logging(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
     code = _main(path)
     if code not in (0, EXIT_LOST_PEER) and path.parent.is_dir():
-        (path.parent / ENDED).write_text(str(code))
+        try:
+            (path.parent / ENDED).write_text(str(code))
+        except OSError as error:  # of a full disk, say, which has been told; only a starter that hides exit codes needs this file
+            logger.warning("%s was not written: %s", path.parent / ENDED, error)
     return code
 
 

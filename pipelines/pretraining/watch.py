@@ -51,7 +51,7 @@ class Watch:
         self._clips: list[Tensor] = []
         self._names: list[tuple[int, int]] = []
 
-    def remember(self, step: int, video: Tensor, shown: Sequence[Shown] = ()) -> None:
+    def remember(self, step: int, video: Tensor, shown: Sequence[Shown]) -> None:
         """Keep this rank's clips (b, C, T, H, W) uint8 of `step` (from 0), and where they are from, when it is one of the first.
 
         Steps come in order. Clips that nothing is known of pass as different clips of one source.

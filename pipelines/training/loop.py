@@ -5,7 +5,6 @@ Everything that changes with the step is a function of the step, so the cursor o
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -21,8 +20,6 @@ from pipelines.training.checkpoint import Beside, Writer
 from pipelines.training.engine import Engine
 from pipelines.training.guard import Guard, GuardStop, Stopped, StopRequest
 from pipelines.training.schedule import ema_momentum, learning_rate
-
-logger = logging.getLogger("tubelet.training")
 
 RECENT_STEPS = 50
 """Steps that the shown loss is averaged over."""
@@ -162,8 +159,8 @@ def train(
             spike = guard.note(done, moved, mean_of_loss, norm)
         except GuardStop as error:
             names = data.accuse([(number - 1, blamed.get(number) or range(engine.world)) for number in error.steps])
-            checkpoints.finish()
             error.found = f"{error.found}, on clips {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}"
+            checkpoints.finish()
             raise
         checkpoints.check()
 

@@ -1,19 +1,24 @@
-"""Small really encoded videos and the shards cut from them, shared by the tests of shards and lineage."""
+"""What tests of several rooms share: small really encoded videos, the shards cut from them, small recipes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from pipelines import schemas
 from pipelines.identity import clip_id
+from pipelines.recipes import Recipe, load_recipe
 from pipelines.shards.cutting import ShardConfig
 from pipelines.shards.writer import build_shards
 from pipelines.video.encode import write_video
+from tests.pipelines.small_pretraining import trained
 
 SIDE = (48, 64)
 LENGTHS = {"a": (60, 20.0), "b": (75, 25.0), "c": (24, 12.0)}  # frames, frames per s
@@ -89,3 +94,38 @@ def shards_copy(made_shards: Path, tmp_path: Path) -> Callable[[], Path]:
         return Path(shutil.copytree(made_shards, tmp_path / "shards"))
 
     return copy
+
+
+@contextmanager
+def own_state() -> Iterator[None]:
+    """Programs set threads and logging for their own process; here they share one with other tests."""
+    threads, log = torch.get_num_threads(), logging.getLogger("tubelet")
+    handlers, level, propagate = list(log.handlers), log.level, log.propagate
+    yield
+    torch.set_num_threads(threads)
+    log.handlers, log.level, log.propagate = handlers, level, propagate
+
+
+@pytest.fixture
+def own_process_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """For tests that call a program's `main`: alone, and nothing of it is left."""
+    for name in ("WORLD_SIZE", "RANK", "DAGSTER_PIPES_CONTEXT"):
+        monkeypatch.delenv(name, raising=False)
+    with own_state():
+        yield
+
+
+@pytest.fixture(scope="session")
+def probe_recipe() -> Recipe:
+    """Probes of frames of 32 x 32 that take a second."""
+    smoke = load_recipe("smoke").resolved()
+    smoke["posttraining"] |= {"height": 32, "width": 32}
+    smoke["probes"] = {"frames": 60, "clip_steps": 4, "attentive_epochs": 2}
+    return Recipe.model_validate(smoke)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(made_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Result of a small pretraining phase in one process, never interrupted."""
+    with own_state():
+        return trained(tmp_path_factory.mktemp("undisturbed"), made_shards)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +19,7 @@ from pipelines.pretraining.task import Pretraining
 from pipelines.recipes import Recipe, load_recipe
 from pipelines.training.launcher import EXIT_INPUT
 
-
-@pytest.fixture(autouse=True)
-def own_process_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The program sets threads and logging for its own process; here it shares one with other tests."""
-    threads, log = torch.get_num_threads(), logging.getLogger("tubelet")
-    handlers, level, propagate = list(log.handlers), log.level, log.propagate
-    for name in ("WORLD_SIZE", "RANK", "DAGSTER_PIPES_CONTEXT"):
-        monkeypatch.delenv(name, raising=False)
-    yield
-    torch.set_num_threads(threads)
-    log.handlers, log.level, log.propagate = handlers, level, propagate
+pytestmark = pytest.mark.usefixtures("own_process_state")
 
 
 @pytest.fixture(scope="module")

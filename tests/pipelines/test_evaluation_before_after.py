@@ -24,7 +24,7 @@ from pipelines.identity import clip_id
 from pipelines.pretraining.objective import target_tokens
 from pipelines.pretraining.run import build_student
 from pipelines.pretraining.start import open_start
-from pipelines.recipes import Recipe, load_recipe
+from pipelines.recipes import Recipe
 from pipelines.schemas import CLIPS, table_of, write_table
 from pipelines.video.encode import write_video
 
@@ -113,14 +113,6 @@ def test_a_smaller_prediction_error_is_told_and_never_decides() -> None:
 # -- measures without labels ---------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def recipe() -> Recipe:
-    smoke = load_recipe("smoke").resolved()
-    smoke["posttraining"] |= {"height": SIDE, "width": SIDE}
-    smoke["probes"] = {"frames": 60, "clip_steps": 4, "attentive_epochs": 2}
-    return Recipe.model_validate(smoke)
-
-
 def striped(number: int, frames: int = 16, step: int = 1) -> np.ndarray:
     """(frames, 32, 32, 3): stripes of a width and colour of their own that drift."""
     columns = (np.arange(SIDE)[None, :] + step * np.arange(frames)[:, None]) // (2 + number % 4) % 2
@@ -173,23 +165,23 @@ def test_other_halves_are_found_where_clips_look_different_and_by_chance_where_t
     assert halves_found(encoder, HeldOut(noise[0], noise[1], names), preprocess).mean() < 0.4
 
 
-def networks_of(recipe: Recipe, seed: int) -> dict[str, torch.nn.Module]:
-    student = build_student(recipe.model_copy(update={"seed": seed}), recipe.pretraining.pretrain)
+def networks_of(probe_recipe: Recipe, seed: int) -> dict[str, torch.nn.Module]:
+    student = build_student(probe_recipe.model_copy(update={"seed": seed}), probe_recipe.pretraining.pretrain)
     return {"encoder": student.encoder.eval(), "target_encoder": student.encoder.eval(), "predictor": student.predictor.eval()}
 
 
-def test_prediction_error_is_in_units_of_the_constant_guess(recipe: Recipe, target_artefact: Path) -> None:
+def test_prediction_error_is_in_units_of_the_constant_guess(probe_recipe: Recipe, target_artefact: Path) -> None:
     clips = read_held_out(target_artefact, 4, (SIDE, SIDE), fps=4.0)
     assert clips is not None
-    preprocess, networks = Preprocess(height=SIDE, width=SIDE), networks_of(recipe, 0)
-    found = prediction_errors(networks, clips, preprocess, recipe)
-    np.testing.assert_array_equal(found, prediction_errors(networks, clips, preprocess, recipe))
+    preprocess, networks = Preprocess(height=SIDE, width=SIDE), networks_of(probe_recipe, 0)
+    found = prediction_errors(networks, clips, preprocess, probe_recipe)
+    np.testing.assert_array_equal(found, prediction_errors(networks, clips, preprocess, probe_recipe))
     assert found.shape == (8,) and (found > 1).all()  # initial weights guess worse than the best constant
     with torch.no_grad():
         tokens = target_tokens(networks["target_encoder"], torch.stack([preprocess(torch.from_numpy(clip)) for clip in clips.first]))
         networks["predictor"].predictor_proj.weight.zero_()
         networks["predictor"].predictor_proj.bias.copy_(tokens.mean((0, 1)))
-    assert prediction_errors(networks, clips, preprocess, recipe).mean() == pytest.approx(1.0, abs=0.1)
+    assert prediction_errors(networks, clips, preprocess, probe_recipe).mean() == pytest.approx(1.0, abs=0.1)
 
 
 # -- the stage -----------------------------------------------------------------------------------------------------------
@@ -206,12 +198,12 @@ def artefact_in(folder: Path, networks: dict[str, torch.nn.Module]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def adapted(recipe: Recipe, target_artefact: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, Any]]:
+def adapted(probe_recipe: Recipe, target_artefact: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, Any]]:
     """(encoder folder, probes folder, summary) of an encoder with another one as its start, and no robot."""
     start, encoder, probes = (tmp_path_factory.mktemp(name) for name in ("start", "adapted", "adapted_probes"))
-    artefact_in(start, networks_of(recipe, 1))
-    artefact_in(encoder, networks_of(recipe, 2))
-    return encoder, probes, build_probes(probes, encoder, None, target_artefact, recipe=recipe, start=open_start(start, recipe).record)
+    artefact_in(start, networks_of(probe_recipe, 1))
+    artefact_in(encoder, networks_of(probe_recipe, 2))
+    return encoder, probes, build_probes(probes, encoder, None, target_artefact, recipe=probe_recipe, start=open_start(start, probe_recipe).record)
 
 
 def test_both_networks_are_probed_on_the_same_items_without_a_robot(adapted: tuple[Path, Path, dict[str, Any]]) -> None:
@@ -227,8 +219,8 @@ def test_both_networks_are_probed_on_the_same_items_without_a_robot(adapted: tup
     assert check_probes(probes)["finite"].passed and (probes / "probes.png").stat().st_size < 100_000
 
 
-def test_an_encoder_beside_itself_is_no_different_and_has_no_difference(recipe: Recipe, target_artefact: Path, adapted: tuple[Path, Path, dict[str, Any]], tmp_path: Path) -> None:
-    summary = build_probes(tmp_path, adapted[0], None, target_artefact, recipe=recipe, start=open_start(adapted[0], recipe).record)
+def test_an_encoder_beside_itself_is_no_different_and_has_no_difference(probe_recipe: Recipe, target_artefact: Path, adapted: tuple[Path, Path, dict[str, Any]], tmp_path: Path) -> None:
+    summary = build_probes(tmp_path, adapted[0], None, target_artefact, recipe=probe_recipe, start=open_start(adapted[0], probe_recipe).record)
     rows = json.loads((tmp_path / "probes.json").read_text())["rows"]
     assert summary["verdict"] == "no different"
     assert {row["value"] for row in rows if row["encoder"] == "trained_minus_start"} == {0.0}
@@ -242,7 +234,7 @@ def test_the_page_says_what_it_started_from_and_that_there_was_no_robot(adapted:
     assert f"Before and after: {summary['verdict']}" in page and "no record: weights do not tell" in page and "No robot episodes were there" in page
 
 
-def test_nothing_to_probe_with_is_an_error(recipe: Recipe, adapted: tuple[Path, Path, dict[str, Any]], tmp_path: Path) -> None:
+def test_nothing_to_probe_with_is_an_error(probe_recipe: Recipe, adapted: tuple[Path, Path, dict[str, Any]], tmp_path: Path) -> None:
     write_table(table_of(CLIPS, []), tmp_path / "clips.parquet", CLIPS)
     with pytest.raises(InputError, match="nothing to probe"):
-        build_probes(tmp_path, adapted[0], None, tmp_path, recipe=recipe, start=open_start(adapted[0], recipe).record)
+        build_probes(tmp_path, adapted[0], None, tmp_path, recipe=probe_recipe, start=open_start(adapted[0], probe_recipe).record)

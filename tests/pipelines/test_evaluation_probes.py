@@ -29,7 +29,7 @@ from pipelines.evaluation.pictures import find_row
 from pipelines.evaluation.probes import build_probes, check_probes
 from pipelines.evaluation.target_sets import read_target_sets
 from pipelines.identity import clip_id
-from pipelines.recipes import Recipe, load_recipe
+from pipelines.recipes import Recipe
 from pipelines.schemas import CLIPS, EPISODES, STEPS, table_of, write_table
 from pipelines.video.encode import write_video
 
@@ -48,14 +48,6 @@ def drifting(random: np.random.Generator, frames: int = FRAMES) -> np.ndarray:
     """(frames, 2) places that move one way, at constant speed."""
     start, step = random.uniform(0.3, 0.7, 2), random.uniform(-0.06, 0.06, 2)
     return np.clip(start + step * np.arange(frames)[:, None], 0, 1)
-
-
-@pytest.fixture(scope="module")
-def probe_recipe() -> Recipe:
-    smoke = load_recipe("smoke").resolved()
-    smoke["posttraining"] |= {"height": SIDE, "width": SIDE}
-    smoke["probes"] = {"frames": 60, "clip_steps": 4, "attentive_epochs": 2}
-    return Recipe.model_validate(smoke)
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ from pipelines.pretraining.masks import Masks
 from pipelines.pretraining.objective import JEPA, target_tokens
 from pipelines.pretraining.task import Pretraining
 from pipelines.recipes import Curve, Phase, PretrainRecipe
+from pipelines.reporting import SilentReporter
 from pipelines.training.checkpoint import Beside, Writer
 from pipelines.training.ema import make_target
 from pipelines.training.engine import EngineConfig, PlainEngine
@@ -58,19 +59,13 @@ class RecordingEngine(PlainEngine):
         return moved
 
 
-class Recorder:
+class Recorder(SilentReporter):
     def __init__(self) -> None:
         self.values: list[dict[str, float]] = []
-
-    def log(self, text: str) -> None:
-        pass
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         if "loss" in values:
             self.values.append(values)
-
-    def finish(self, summary: dict[str, Any]) -> None:
-        pass
 
 
 class SameBatch:

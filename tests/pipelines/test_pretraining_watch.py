@@ -133,7 +133,7 @@ def test_a_target_that_knows_the_place_alone_has_no_spread_over_clips() -> None:
     engine.module.encoder = target
     watch = Watch(engine, target, settings, shape)
     for step in range(watch.buffered):
-        watch.remember(step, videos(settings)[step * 32 : step * 32 + 32])
+        watch.remember(step, videos(settings)[step * 32 : step * 32 + 32], [])
     measured = watch.measure(NUMBERS)[0]
     assert measured["target_std"] == pytest.approx(0, abs=1e-5) and measured["cosine"] == pytest.approx(1, abs=1e-5)
     assert measured["floor"] > 0.5 and measured["ema_distance"] == 0
