@@ -1,7 +1,5 @@
 """What the encoder knows: probes against baselines, and one page about it."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -14,6 +12,7 @@ from assets.resources import StoreResource
 from assets.robot_data import robot_episodes
 from pipelines.checks import Check
 from pipelines.errors import MissingArtefact
+from pipelines.lineage.exposure import read_start
 from pipelines.recipes import load_recipe
 from pipelines.store import Artefact, Store
 
@@ -51,12 +50,6 @@ def plan_probe_results(store: Store, recipe_name: str, config: ProbeConfig) -> P
         "probe_results", build, check, inputs=[encoder, *([episodes] if episodes else []), targets], config=identity, partition=recipe_name,
         highlights=("verdict",) if start else ("frame_r2_trained", "frame_r2_random", "frame_r2_gain"), code_version=CODE_VERSION,
     )  # fmt: skip
-
-
-def read_start(encoder: Path) -> dict[str, Any] | None:
-    """The checkpoint that an encoder went on from, as its lineage records it; None when it began at random weights."""
-    lineage = encoder / "lineage.json"
-    return json.loads(lineage.read_text()).get("start_from") if lineage.is_file() else None
 
 
 def _episodes(store: Store, source: str, needed: bool) -> Artefact | None:

@@ -95,6 +95,13 @@ def read_spec(folder: Path) -> ExposureSpec | None:
     return ExposureSpec.from_dict(phases[-1]) if phases else None
 
 
+def read_start(folder: Path) -> dict[str, Any] | None:
+    """The record of the weights that a checkpoint, or what it was started from, began at; None when it began at random ones."""
+    path = folder / LINEAGE_FILE
+    record = json.loads(path.read_text()).get("start_from") if path.is_file() else None
+    return dict(record) if record else None
+
+
 @dataclass(frozen=True)
 class Exposure:
     """Per clip of the mixture: `samples` (n,) int64 and `seconds` (n,) float64 shown in all; and the distinct stretches shown:

@@ -85,6 +85,7 @@ def _artefact_text(answer: dict[str, Any], limit: int) -> str:
         lines = [f"what was shown cannot be told: {row['why']}" for row in answer["untold"]]
     elif not answer["phases"]:
         lines = ["no training on video clips stands behind it" + (f"; its shards hold {total['clips_in_shards']:,} clips" if total["clips_in_shards"] else "")]
+    lines += [f"begun at the weights {borrowed_text(row)}" for row in answer["borrowed"]]
     lines += _table("phase", answer["phases"], ("checkpoint", "digest", "steps", "global_batch", "samples", "seconds", "clips", "stand_ins"), limit, "phase")
     for name in ("sources", "licences", "uploaders"):
         lines += _table(name.removesuffix("s"), answer[name], SUMS, limit)
@@ -110,7 +111,7 @@ def _source_text(answer: dict[str, Any], limit: int) -> str:
         lines += _table("clip", answer["clips"], ("start_s", "end_s", "verdict", "weight", "samples", "seconds", "taken_down"), limit, "clip_id")
     seen = [{**row, "phases": ", ".join(f"{name} {count:,}" for name, count in row["phases"].items()) or "in its shards, never drawn"} for row in answer["checkpoints"]]
     lines += _table("checkpoint", seen, ("digest", "current", "phases", "videos", "clips", *SUMS[2:]), 10**9, "checkpoint")
-    lines.append(f"in all trainings together: {total['samples']:,} samples, {total['seconds']:,.1f} s" if seen else unseen_text(answer["untold"]))
+    lines.append(f"in all trainings together: {total['samples']:,} samples, {total['seconds']:,.1f} s" if seen else unseen_text(answer))
     if answer.get("spans_s"):
         lines.append(f"seconds of the source shown: {spans_text(answer['spans_s'])}")
     standing = answer["stands_on_them"]
@@ -119,14 +120,26 @@ def _source_text(answer: dict[str, Any], limit: int) -> str:
         videos = [{**row, "shown": spans_text(row["spans_s"])} for row in answer["videos"][:limit] if row["samples"]]
         lines += _table("video", videos, ("samples", "seconds", "distinct_seconds", "shown"), limit, "path", more=_seen(answer["videos"]) - len(videos))
         lines += _table("takedown", answer["takedowns"], ("asked", "reason", "added", "clips", "samples", "seconds"), limit, "takedown")
-    lines += [f"cannot be told: {row['checkpoint']}: {row['why']}" for row in answer["untold"]]
+    lines += [f"cannot be told: {row['checkpoint']}: {row['why']}" for row in unknown_rows(answer)]
     return "\n".join(lines)
 
 
-def unseen_text(untold: Sequence[Mapping[str, Any]]) -> str:
+def borrowed_text(row: Mapping[str, Any]) -> str:
+    """Weights from elsewhere (`trainings.borrowed_weights`): their name, and what is known of them."""
+    return f"{row['weights']} {row['digest'][:16]}, licence {row['licence']}; their training data: {row['training_data']}"
+
+
+def unknown_rows(answer: Mapping[str, Any]) -> list[dict[str, str]]:
+    """{checkpoint, why} of all that may have seen what was asked about without a file that says so."""
+    borrowed = [{"checkpoint": name, "why": f"went on from the weights {borrowed_text(row)}"} for row in answer["borrowed"] for name in row["checkpoints"]]
+    return [*answer["untold"], *borrowed]
+
+
+def unseen_text(answer: Mapping[str, Any]) -> str:
     """That no checkpoint has seen it, as far as that can be said: what cannot be told may have."""
-    if untold:
-        return f"no checkpoint that can be told has it in its shards; {len(untold)} cannot be told, and may have seen it"
+    unknown = len({row["checkpoint"] for row in unknown_rows(answer)})
+    if unknown:
+        return f"no checkpoint that can be told has it in its shards; {unknown} cannot be told, or not wholly, and may have seen it"
     return "no checkpoint's shards hold it: none has seen it"
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 
 from pipelines.errors import MissingArtefact, TubeletError
-from pipelines.lineage.exposure import LINEAGE_FILE, Exposure, ExposureSpec, expose, exposures, read_spec
+from pipelines.lineage.exposure import LINEAGE_FILE, Exposure, ExposureSpec, expose, exposures, read_spec, read_start
 from pipelines.lineage.tree import ancestors, every_artefact, inputs_of
 from pipelines.recipes import OWN_SHARDS
 from pipelines.reporting import Progress
@@ -53,6 +53,21 @@ def pool_of(store: Store, checkpoint: Artefact, spec: ExposureSpec) -> Pool:
 def whole_pool(shards: Path) -> Pool:
     """All clips of one shards folder, for what was made before any training."""
     return open_mixture(WHOLE, shards)
+
+
+def borrowed_weights(artefacts: Sequence[Artefact]) -> list[dict[str, Any]]:
+    """Weights from elsewhere that some of these began at: what those were trained on, no file of the store tells.
+
+    A row: weights (their name), digest, licence, training_data (what is known), checkpoints. Weights that are one of `artefacts` are
+    left out, as their own lineage leads on.
+    """
+    own, found = {item.digest for item in artefacts}, dict[str, dict[str, Any]]()
+    for item in artefacts:
+        record = read_start(item.path)
+        if record is not None and record["digest"] not in own:
+            told = {"weights": record["name"], "digest": record["digest"], "licence": record["licence"], "training_data": record["training_data"]}
+            found.setdefault(record["digest"], {**told, "checkpoints": []})["checkpoints"].append(f"{item.key} {item.digest}")
+    return list(found.values())
 
 
 @dataclass(frozen=True, eq=False)

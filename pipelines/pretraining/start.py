@@ -25,6 +25,7 @@ from models.inspection import Inspection, PartInspection, inspect_checkpoint
 from models.weights import infer_config, read_checkpoint
 from pipelines.errors import InputError, TrainingError
 from pipelines.identity import digest_of, file_sha256
+from pipelines.lineage.exposure import read_start
 from pipelines.recipes import Part, Recipe
 from pipelines.store import MANIFEST, Artefact, Store, write_atomic
 from pipelines.weights.parts import Hints, modules_of, open_source
@@ -174,9 +175,7 @@ def load_start(path: str | Path, recipe: Recipe, digest: str | None, work_folder
 def start_record(work_folder: Path, before: Path | None) -> dict[str, Any] | None:
     """The record of the weights that a phase, or the phase `before` it, went on from; None when it began at random ones."""
     if before is not None:
-        lineage = before / "lineage.json"
-        found = json.loads(lineage.read_text()).get("start_from") if lineage.is_file() else None
-        return dict(found) if found else None
+        return read_start(before)
     path = work_folder / RECORD
     return dict(json.loads(path.read_text())) if path.is_file() else None
 

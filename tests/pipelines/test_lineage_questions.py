@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import html
 import json
 import re
 import shutil
@@ -259,6 +260,25 @@ def test_lineage_that_cannot_be_drawn_again_still_shows_its_tree_and_says_why(ch
     (untold,) = {row["checkpoint"] for row in content(chain, "video-a")["untold"]} - {f"cooled_encoder[nano] {chain.made['cooled_encoder'].digest}"}
     assert untold.startswith("pretrained_encoder[nano]")
     assert "none has seen it" not in answer_text(content(chain, "video-a"))
+
+
+def test_weights_from_elsewhere_are_named_wherever_they_may_have_seen_what_is_asked_about(chain: Chain) -> None:
+    encoder = chain.made["pretrained_encoder"]
+    content_before = json.loads((encoder.path / "lineage.json").read_text())
+    record = {"name": "<vitl>.pt", "digest": "0123456789abcdef" * 4, "licence": "MIT", "training_data": "no record"}
+    (encoder.path / "lineage.json").write_text(json.dumps({**content_before, "start_from": record}))
+    line = "<vitl>.pt 0123456789abcdef, licence MIT; their training data: no record"
+    told = content(chain, "world_model")
+    assert [row["checkpoints"] for row in told["borrowed"]] == [[f"pretrained_encoder[nano] {encoder.digest}"]] and told["untold"] == []
+    assert f"begun at the weights {line}" in answer_text(told) and html.escape(line) in render(told)
+    gone = content(chain, chain.gone["clip_id"])
+    text, page = answer_text(gone), render(gone)
+    assert "1 cannot be told, or not wholly" in text and "none has seen it" not in text
+    for place in (text, page):
+        assert f"pretrained_encoder[nano] {encoder.digest}" in place and "their training data: no record" in place
+    own = {**record, "digest": chain.made["curated_clips"].digest}  # an artefact of the store is told by its own lineage
+    (encoder.path / "lineage.json").write_text(json.dumps({**content_before, "start_from": own}))
+    assert content(chain, "world_model")["borrowed"] == [] and "none has seen it" in answer_text(content(chain, chain.gone["clip_id"]))
 
 
 # -- a clip, a video, a group ------------------------------------------------------------------------------------

@@ -279,6 +279,15 @@ def test_a_training_whose_lineage_cannot_be_told_is_counted_in(world: World) -> 
     assert "robot_bundle[nano]" in {row["artefact"] for row in report["standing"]}
 
 
+def test_makers_of_weights_from_elsewhere_are_to_be_asked(world: World) -> None:
+    path = world.store.current("cooled_encoder", "nano").path / "lineage.json"
+    record = {"name": "vitl.pt", "digest": "5" * 64, "licence": "MIT", "training_data": "no record"}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "start_from": record}))
+    report = take_down(world.store, Selector("video", "v-a"), "r")
+    (step,) = [step for step in report["next"] if "vitl.pt" in step]
+    assert "ask whoever made the weights vitl.pt 5555555555555555" in step and "cooled_encoder[nano]" in step and step in report_text(report)
+
+
 def test_unfinished_trainings_on_the_shards_are_named(world: World) -> None:
     shards = world.store.current("training_shards")
     folder = world.store.root / "work" / "pretrained_encoder" / "big" / "x"

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from pipelines.errors import TubeletError
 from pipelines.lineage.ledger import episode_seconds, shown_to
 from pipelines.lineage.shown import GROUPS, Shown, Videos, join, video_rows
-from pipelines.lineage.trainings import Training, Trainings
+from pipelines.lineage.trainings import Training, Trainings, borrowed_weights
 from pipelines.lineage.tree import ancestors, current_paths, fan_in, trace
 from pipelines.store import Artefact, Store
 from pipelines.tombstones import tombstone_rows
@@ -19,7 +19,8 @@ from pipelines.tombstones import tombstone_rows
 
 def about_artefact(store: Store, artefact: Artefact, trainings: Trainings | None = None) -> dict[str, Any]:
     """The tree, what was shown (in all, by phase, source, licence, uploader and video), robot episodes, merged batches, and takedowns
-    that touch it. When the samples cannot be drawn again, `untold` says why. Raises `MissingArtefact` when an artefact below it is gone."""
+    that touch it. When the samples cannot be drawn again, `untold` says why; `borrowed` are weights from elsewhere that it stands on.
+    Raises `MissingArtefact` when an artefact below it is gone."""
     trainings, untold = trainings or Trainings(store), []
     try:
         shown, videos = shown_to(store, artefact, trainings)
@@ -46,6 +47,7 @@ def about_artefact(store: Store, artefact: Artefact, trainings: Trainings | None
         "batches": [row for item in lineage for row in fan_in(store, item) if "clips" in row["inputs"]],
         "takedowns": takedowns_of(store, shown),
         "untold": untold,
+        "borrowed": borrowed_weights(lineage),
     }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.identity import digest_of
-from pipelines.lineage.render import cell, dagster_lines, render_html, unseen_text
+from pipelines.lineage.render import borrowed_text, cell, dagster_lines, render_html, unknown_rows, unseen_text
 from pipelines.lineage.spans import spans_text
 from pipelines.report.markup import cards, document, section, table
 from pipelines.store import Store, make_folder, write_atomic
@@ -93,7 +93,7 @@ def _source_parts(answer: dict[str, Any]) -> list[Part]:
     seen = [{**row, "phases": ", ".join(f"{name} {count:,}" for name, count in row["phases"].items()) or "in its shards, never drawn"} for row in answer["checkpoints"]]
     counts = ("samples", "seconds", "distinct_seconds", "share_of_samples")
     names = ("checkpoint", "digest", "current", "phases", *(() if subject["kind"] == "clip" else ("videos", "clips")), *counts)
-    checkpoints = _table(seen, names) or f"<p>{html.escape(unseen_text(answer['untold']).capitalize())}.</p>"
+    checkpoints = _table(seen, names) or f"<p>{html.escape(unseen_text(answer).capitalize())}.</p>"
     standing = _table(answer["stands_on_them"], ("artefact", "digest", "current"))
     if answer.get("spans_s"):
         length = subject["duration_s"] or subject["end_s"] or 1.0
@@ -107,7 +107,7 @@ def _source_parts(answer: dict[str, Any]) -> list[Part]:
         ("standing", "What stands on them", standing, "Made from a checkpoint that has seen it."),
         ("videos", "Videos", _videos([row for row in answer.get("videos", []) if row["samples"]], ""), "Most seconds first, of all trainings of this store."),
         ("takedowns", "Takedowns that touch it", _table(answer.get("takedowns", []), ("takedown", "asked", "reason", "added", "clips", "samples", "seconds")), ""),
-        ("untold", "What cannot be told", _table(answer["untold"], ("checkpoint", "why")), "Checkpoints whose samples cannot be drawn again."),
+        ("untold", "What cannot be told", _table(unknown_rows(answer), ("checkpoint", "why")), "Checkpoints whose samples cannot be drawn again, or which went on from weights of elsewhere."),
     ]  # fmt: skip
 
 
@@ -129,7 +129,8 @@ def _head(answer: dict[str, Any]) -> str:
     if subject["kind"] == "video" and subject["path"]:
         lines.insert(0, f"<code>{html.escape(subject['name'])}</code>")
         title = subject["path"].rpartition("/")[2]
-    notes = [*answer.get("notes", []), *dagster_lines(answer.get("dagster"))]
+    begun = [f"Begun at the weights {borrowed_text(row)}." for row in answer["borrowed"]] if subject["kind"] == "artefact" else []
+    notes = [*answer.get("notes", []), *begun, *dagster_lines(answer.get("dagster"))]
     bad = [f"{row['checkpoint']}: {row['why']}" for row in answer["untold"]] if subject["kind"] == "artefact" else []
     return (
         f"<header><div><p class='eyebrow'>Tubelet · lineage</p><h1>{html.escape(title)}</h1><p class='lead'>{'<br>'.join(line for line in lines if line)}</p>{cards(facts)}"

@@ -14,7 +14,7 @@ from pipelines.errors import InputError
 from pipelines.lineage.answers.artefact import takedowns_of
 from pipelines.lineage.shown import UNKNOWN, Shown, Videos, join, shown_in, video_rows
 from pipelines.lineage.spans import merge_by_group
-from pipelines.lineage.trainings import Trainings
+from pipelines.lineage.trainings import Trainings, borrowed_weights
 from pipelines.lineage.tree import current_paths, descendants, every_artefact
 from pipelines.store import Artefact, Store
 
@@ -27,7 +27,7 @@ def seen_by(store: Store, trainings: Trainings, videos: Videos, pick: Callable[[
 
     `checkpoints`, most seconds first: phases {phase: samples} of the whole way to that checkpoint, videos, clips, samples, seconds,
     distinct_seconds, share_of_samples (of all it saw). `stands_on_them`: what was made from one that saw a sample. `untold`: checkpoints
-    whose shards are gone, with the reason.
+    whose shards are gone, with the reason. `borrowed`: weights from elsewhere that checkpoints of the store went on from.
     """
     known, untold = trainings.of_store()
     current = current_paths(store)
@@ -48,6 +48,7 @@ def seen_by(store: Store, trainings: Trainings, videos: Videos, pick: Callable[[
         "checkpoints": sorted((row for _, row in checkpoints), key=lambda row: (-row["seconds"], row["checkpoint"], row["digest"])),
         "stands_on_them": [{"artefact": item.key, "digest": item.digest, "current": item.path in current} for item in standing],
         "untold": [{"checkpoint": name, "why": why} for name, why in untold.items()],
+        "borrowed": borrowed_weights(every_artefact(store)),
     }, join(list(parts.values()))  # fmt: skip
 
 

@@ -14,12 +14,15 @@ import pyarrow as pa
 
 from pipelines.errors import InputError, StoreError
 from pipelines.identity import digest_of
+from pipelines.lineage.render import borrowed_text
 from pipelines.lineage.takedown import reach
 from pipelines.lineage.takedown.match import Match, Selector, match_videos
 from pipelines.lineage.takedown.redaction import redact
 from pipelines.lineage.takedown.report import report_html
 from pipelines.lineage.takedown.sightings import clips_of_videos
 from pipelines.lineage.takedown.twins import Twin, find_twins
+from pipelines.lineage.trainings import borrowed_weights
+from pipelines.lineage.tree import every_artefact
 from pipelines.store import Store, write_atomic
 from pipelines.tombstones import Tombstones, read_tombstones, tombstone_rows, write_tombstones
 
@@ -133,7 +136,7 @@ def _told(store: Store, meant: Meant) -> dict[str, Any]:
         "unfinished": reach.unfinished_touched(store, shards), "standing": reach.standing_on(store, touched),
         "files": reach.files_on_disk(path for match in meant.videos for path in match.paths),
         "twin_files": [{**file, "spans_s": sorted(twin_spans[file["path"]])} for file in reach.files_on_disk(twin_spans)],
-        "derived": reach.derived(store, taken, own), "pages": reach.pages(store),
+        "derived": reach.derived(store, taken, own), "pages": reach.pages(store), "borrowed": borrowed_weights(every_artefact(store)),
     }  # fmt: skip
 
 
@@ -152,6 +155,8 @@ def _next_steps(report: dict[str, Any]) -> list[str]:
         steps.append("restore the tars that could not be searched, or delete their artefacts, and ask again with --compact: all others are done")
     if report["trainings"]:
         steps.append("weights keep what they have learned: decide which of the checkpoints listed here to train again, and what stands on them")
+    for row in report["borrowed"]:
+        steps.append(f"ask whoever made the weights {borrowed_text(row)}; {', '.join(row['checkpoints'])} went on from them")
     return steps
 
 
@@ -183,7 +188,7 @@ def _write_again(store: Store, report: dict[str, Any], earlier: list[dict[str, A
         before = told.get("redaction")
         if not report["compact"] or (before and not before["damaged"]):
             return
-        report = {**told, "compact": True, "redaction": _both(before, report["redaction"]) if before else report["redaction"]}
+        report = {**told, "compact": True, "borrowed": report["borrowed"], "redaction": _both(before, report["redaction"]) if before else report["redaction"]}
         report["next"] = _next_steps(report)
     else:
         rows = [row for row in tombstone_rows(store.root).to_pylist() if row["takedown"] == name]
