@@ -14,13 +14,14 @@ import dagster as dg
 from assets.curate import CurateOptions, configs_of, run_curation
 from assets.curation import NO_TARGETS
 from assets.demo import only_one, source_name
+from assets.evaluation import ProbeConfig
 from assets.pretraining import PretrainConfig
 from assets.pulse import Pulse
 from assets.runs import Run, Runner, open_instance
 from assets.shards import ShardsConfig
 from pipelines.errors import InputError
-from pipelines.recipes import Recipe, load_recipe
-from pipelines.store import Store
+from pipelines.recipes import Recipe, load_recipe, recipe_names
+from pipelines.store import MANIFEST, Store, read_manifest
 
 logger = logging.getLogger("tubelet.adapt")
 ADAPTED = ["pretrained_encoder", "cooled_encoder", "probe_results", "encoder_report"]
@@ -64,8 +65,20 @@ def fitting_recipe(options: AdaptOptions) -> Recipe:
     from pipelines.pretraining.start import open_start, starting_recipe
     from pipelines.weights.locate import locate
 
+    if options.recipe not in recipe_names():
+        raise InputError(
+            f"no recipe is called {options.recipe}", expected=f"one of {', '.join(recipe_names())}", found="no such name",
+            remedy="a recipe of your own is named by its file, without .yaml, in the folder that TUBELET_RECIPES names",
+        )  # fmt: skip
     path = locate(options.checkpoint, options.curation.root).absolute()
     recipe = load_recipe(options.recipe)
+    manifest = read_manifest(path) if (path / MANIFEST).is_file() else {}
+    if manifest.get("partition") == options.recipe and options.checkpoint.startswith(manifest["asset"]):
+        raise InputError(
+            f"{options.checkpoint} is an encoder of recipe {options.recipe} itself, which would go on from its own result each time it is asked for",
+            expected="a checkpoint that another recipe, or somebody else, has made", found=str(path),
+            remedy="copy the recipe under another name and go on with that one",
+        )  # fmt: skip
     if recipe.pretraining.start_from is None:
         raise InputError(
             f"recipe {recipe.name} begins at random weights, and its encoder in this store would be replaced", expected="a recipe with start_from, such as adapt-vitl16",
@@ -75,6 +88,7 @@ def fitting_recipe(options: AdaptOptions) -> Recipe:
     with Pulse("checkpoint", "files"):
         start = open_start(path, recipe)
     insist_on_devices(recipe)
+    insist_on_shares(recipe)
     logger.info("%s", start.line)
     return recipe
 
@@ -90,6 +104,17 @@ def insist_on_devices(recipe: Recipe) -> None:
             f"recipe {recipe.name} trains on {recipe.pretraining.ranks} devices", expected=f"ranks: {there} at most", found=f"{there} {kind}",
             remedy="copy the recipe, change ranks and accumulation as its comments say, and name the copy's folder in TUBELET_RECIPES",
         )  # fmt: skip
+
+
+def insist_on_shares(recipe: Recipe) -> None:
+    """Raise `InputError` when a phase's batch cannot be shared out among ranks and micro-batches."""
+    ranks = recipe.pretraining.ranks
+    for name, phase in (("pretrain", recipe.pretraining.pretrain), ("cooldown", recipe.pretraining.cooldown)):
+        if phase.global_batch % (ranks * phase.accumulation):
+            raise InputError(
+                f"{name} of recipe {recipe.name} cannot share out its batch", expected="global_batch as a multiple of ranks x accumulation",
+                found=f"{phase.global_batch}, {ranks} and {phase.accumulation}", remedy="change one of the three",
+            )  # fmt: skip
 
 
 def targets_of(curation: CurateOptions) -> str:
@@ -119,7 +144,10 @@ def training_configs(recipe: Recipe) -> dict[str, dg.Config]:
     side = max(max(phase.height, phase.width) for phase in phases)
     workers = max(1, min(8, (os.cpu_count() or 1) // recipe.pretraining.ranks - 1))
     training = PretrainConfig(start_from=str(recipe.pretraining.start_from), workers=workers)
-    return {"training_shards": ShardsConfig(short_side=round(CROPPED * side)), "pretrained_encoder": training, "cooled_encoder": PretrainConfig(workers=workers)}
+    return {
+        "training_shards": ShardsConfig(short_side=round(CROPPED * side)), "pretrained_encoder": training,
+        "cooled_encoder": PretrainConfig(workers=workers), "probe_results": ProbeConfig(start_from=training.start_from),
+    }  # fmt: skip
 
 
 def tell_repeats(recipe: Recipe, clips: int) -> None:

@@ -12,24 +12,27 @@ from assets.resources import StoreResource
 from assets.robot_data import robot_episodes
 from pipelines.checks import Check
 from pipelines.errors import MissingArtefact
-from pipelines.lineage.exposure import read_start
 from pipelines.recipes import load_recipe
 from pipelines.store import Artefact, Store
 
 OWNERS = ["team:research"]
-CODE_VERSION = "2"  # differences on target sets; before and after
+CODE_VERSION = "3"  # intervals over episodes and videos by the jackknife
 
 
 class ProbeConfig(dg.Config):
-    """`episode_source` is the partition of robot_episodes whose frames are probed."""
+    """`episode_source` is the partition of robot_episodes whose frames are probed. `start_from`: where the checkpoint that an encoder
+    went on from lies now, when it is not any more where the training found it."""
 
     episode_source: str = SIMULATED_EPISODES
+    start_from: str = ""
 
 
 def plan_probe_results(store: Store, recipe_name: str, config: ProbeConfig) -> Plan:
+    from pipelines.lineage.exposure import read_start
+
     recipe = load_recipe(recipe_name)
     encoder = store.current("cooled_encoder", recipe_name)
-    start = read_start(encoder.path)
+    start = moved(read_start(encoder.path), config.start_from)
     episodes = _episodes(store, config.episode_source, needed=start is None)
     targets = store.current("target_videos")
 
@@ -37,19 +40,38 @@ def plan_probe_results(store: Store, recipe_name: str, config: ProbeConfig) -> P
         from pipelines.evaluation import probes
 
         return probes.build_probes(
-            task.folder, encoder.path, episodes.path if episodes else None, targets.path, recipe=recipe, start=start, progress=task.progress
-        )
+            task.folder, encoder.path, episodes.path if episodes else None, targets.path, recipe=recipe, start=start,
+            shown_before=shown_before(store, start) if start else frozenset(), progress=task.progress,
+        )  # fmt: skip
 
     def check(artefact: Artefact) -> dict[str, Check]:
         from pipelines.evaluation import probes
 
         return probes.check_probes(artefact.path)
 
-    identity = {"seed": recipe.seed, "probes": recipe.resolved()["probes"]}
+    identity = {"seed": recipe.seed, "probes": recipe.resolved()["probes"], "size": recipe.probe_size}
     return Plan(
         "probe_results", build, check, inputs=[encoder, *([episodes] if episodes else []), targets], config=identity, partition=recipe_name,
         highlights=("verdict",) if start else ("frame_r2_trained", "frame_r2_random", "frame_r2_gain"), code_version=CODE_VERSION,
     )  # fmt: skip
+
+
+def moved(start: dict[str, Any] | None, path: str) -> dict[str, Any] | None:
+    """The record of starting weights with the place where they lie now; a path that holds others changes nothing."""
+    if start is None or not path:
+        return start
+    from pipelines.pretraining.start import start_digest
+
+    return {**start, "path": path} if start_digest(path) == start["digest"] else start
+
+
+def shown_before(store: Store, start: dict[str, Any]) -> frozenset[str]:
+    """Ids of the videos that the starting weights were trained on, as far as this store knows."""
+    from pipelines.lineage.trainings import Trainings
+    from pipelines.pretraining.start import artefact_of
+
+    artefact = artefact_of(start["path"], store)
+    return Trainings(store).videos_behind(artefact) if artefact else frozenset()
 
 
 def _episodes(store: Store, source: str, needed: bool) -> Artefact | None:

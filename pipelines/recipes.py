@@ -234,12 +234,18 @@ class PlanningRecipe(Part):
 
 
 class ProbeRecipe(Part):
+    """Without `height` and `width` the probes look at post-training's size."""
+
     frames: int = 1600
+    height: int | None = None
+    width: int | None = None
     clip_steps: int = 8
     attentive_epochs: int = 20
 
 
 class Recipe(Part):
+    """All that a training and its evaluation need to know. Frames divide by the tubelet and sides by the patch everywhere."""
+
     name: str
     seed: int = 0
     encoder: EncoderShape
@@ -248,6 +254,24 @@ class Recipe(Part):
     posttraining: PosttrainRecipe
     probes: ProbeRecipe = ProbeRecipe()
     planning: PlanningRecipe = PlanningRecipe()
+
+    @pydantic.model_validator(mode="after")
+    def _whole_tokens(self) -> Recipe:
+        patch, tubelet = self.encoder.patch_size, self.encoder.tubelet_size
+        phases = {"pretraining.pretrain": self.pretraining.pretrain, "pretraining.cooldown": self.pretraining.cooldown}
+        wrong = [f"{name}.frames {phase.frames} by {tubelet}" for name, phase in phases.items() if phase.frames % tubelet]
+        pictures: dict[str, Phase | PosttrainRecipe | ProbeRecipe] = {**phases, "posttraining": self.posttraining, "probes": self.probes}
+        for name, part in pictures.items():
+            sides = {"height": part.height, "width": part.width}
+            wrong += [f"{name}.{side} {pixels} by {patch}" for side, pixels in sides.items() if pixels is not None and pixels % patch]
+        if wrong:
+            raise ValueError(f"frames must divide by the tubelet and sides by the patch; found {', '.join(wrong)}")
+        return self
+
+    @property
+    def probe_size(self) -> tuple[int, int]:
+        """(height, width) in px at which the probes look."""
+        return self.probes.height or self.posttraining.height, self.probes.width or self.posttraining.width
 
     def resolved(self) -> dict[str, Any]:
         """Every value, defaults included, as JSON-able data."""
@@ -280,7 +304,7 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
         )  # fmt: skip
     try:
         return Recipe.model_validate(yaml.safe_load(path.read_text()))
-    except (pydantic.ValidationError, yaml.YAMLError) as error:
+    except (pydantic.ValidationError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"recipe {path} cannot be used", found=str(error), remedy="mend the keys named above") from error
 
 
@@ -290,7 +314,7 @@ def load_mixture(name_or_path: str) -> list[dict[str, Any]]:
     path = named if named.is_file() else Path(name_or_path)
     try:
         sources: list[dict[str, Any]] = list(yaml.safe_load(path.read_text())["sources"])
-    except (OSError, KeyError, TypeError, yaml.YAMLError) as error:
+    except (OSError, KeyError, TypeError, UnicodeDecodeError, yaml.YAMLError) as error:
         known = ", ".join(sorted(item.stem for item in MIXTURES.glob("*.yaml")))
         raise InputError(
             f"no mixture {name_or_path}", expected=f"one of {known}, or a YAML file with a list `sources`", found=f"{type(error).__name__}: {error}",

@@ -50,8 +50,8 @@ def build_encoder_report(folder: Path, pretrained_folder: Path, cooled_folder: P
         "<section id='probes'><h2>Probes against baselines</h2>"
         f"{_image(_file(probes_folder, 'probes.png'), 'probes')}{_table(rows)}"
         f"{'' if probes['held_out_episodes'] else '<p>No robot episodes were there, so frames and motions of a robot are left out.</p>'}"
-        "<p><small>Intervals are 95 %: bootstrap over held-out episodes or videos; Wilson for the target sets; Agresti and Min for "
-        "differences of accuracies, over videos. Motion windows are also played backwards, so chance is 0.5 on signs. 'single frame' "
+        "<p><small>Intervals are 95 %: a jackknife over held-out episodes or videos; for shares of videos Wilson's, and Agresti and "
+        "Min's for their differences. Motion windows are also played backwards, so chance is 0.5 on signs. 'single frame' "
         "shows how much of a motion label one frame gives away.</small></p></section>"
     )
     body = "\n".join(parts)

@@ -1,4 +1,4 @@
-"""R2, accuracies and their 95 % intervals: bootstrap over whole episodes, Wilson for independent trials."""
+"""R2, accuracies and their 95 % intervals: a jackknife over whole episodes or videos, Wilson for independent trials."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-RESAMPLES = 1000
 _Z = 1.959963984540054
 
 
@@ -23,46 +22,49 @@ class Interval:
     high: float
 
 
-def resample_weights(episodes: NDArray[Any], seed: int) -> tuple[Array, NDArray[np.int64]]:
-    """((RESAMPLES, E) how often each episode is drawn, (n,) which of the E each row belongs to)."""
-    names, owner = np.unique(episodes, return_inverse=True)
-    random = np.random.default_rng(seed)
-    return random.multinomial(len(names), np.full(len(names), 1 / len(names)), size=RESAMPLES).astype(float), owner
-
-
 def r2(predicted: Array, targets: Array) -> Array:
     """Coefficient of determination per target (k,) of (n, k): 1 - squared error over the targets' own spread."""
     return 1.0 - ((predicted - targets) ** 2).sum(0) / ((targets - targets.mean(0)) ** 2).sum(0)
 
 
-def resampled_r2(predicted: Array, targets: Array, weights: Array, owner: NDArray[np.int64]) -> Array:
-    """R2 (RESAMPLES, k) on each bootstrap draw of episodes."""
-
-    def per_episode(values: Array) -> Array:
-        total = np.zeros((weights.shape[1], values.shape[1]))
-        np.add.at(total, owner, values)
-        return weights @ total
-
-    count = weights @ np.bincount(owner, minlength=weights.shape[1])[:, None]
-    errors, first, second = (per_episode(part) for part in ((predicted - targets) ** 2, targets, targets**2))
-    return 1.0 - errors / np.maximum(second - first**2 / count, 1e-300)
+def left_out_r2(predicted: Array, targets: Array, groups: NDArray[Any]) -> Array:
+    """R2 (E, k) without one of the E groups (n,) each."""
+    count, errors, first, second = (
+        _without_each(part, groups) for part in (np.ones((len(targets), 1)), (predicted - targets) ** 2, targets, targets**2)
+    )
+    with np.errstate(divide="ignore", invalid="ignore"):  # without the only group nothing is left
+        return 1.0 - errors / np.maximum(second - first**2 / count, 1e-300)
 
 
-def resampled_mean(values: Array, weights: Array, owner: NDArray[np.int64]) -> Array:
-    """Mean of the values (n,) that are not NaN on each bootstrap draw (RESAMPLES,)."""
+def left_out_mean(values: Array, groups: NDArray[Any]) -> Array:
+    """Mean (E,) of the values (n,) that are not NaN without one of the E groups (n,) each; NaN where nothing is left."""
     counted = ~np.isnan(values)
-    size = weights.shape[1]
-    total = np.bincount(owner, weights=np.where(counted, values, 0.0), minlength=size)
-    count = np.bincount(owner, weights=counted.astype(float), minlength=size)
-    drawn = weights @ count
-    return np.divide(weights @ total, drawn, out=np.full(len(drawn), np.nan), where=drawn > 0)
+    total, count = _without_each(np.stack([np.where(counted, values, 0.0), counted], axis=1), groups).T
+    return np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0.5)
 
 
-def interval(value: float, resampled: Array) -> Interval:
-    """Value with the central 95 % of its bootstrap draws."""
-    finite = resampled[np.isfinite(resampled)]
-    low, high = np.quantile(finite, [0.025, 0.975]) if len(finite) else (float("nan"), float("nan"))
-    return Interval(float(value), float(low), float(high))
+def _without_each(values: Array, groups: NDArray[Any]) -> Array:
+    """Sums (E, k) of values (n, k) over all items but those of one group each."""
+    names, owner = np.unique(groups, return_inverse=True)
+    own = np.zeros((len(names), values.shape[1]))
+    np.add.at(own, owner, values)
+    return own.sum(0) - own
+
+
+def jackknife(value: float, left_out: Array, bounds: tuple[float, float] = (-math.inf, math.inf)) -> Interval:
+    """Value with Student's 95 % interval from its values (E,) with one group left out each (Tukey 1958), within `bounds`.
+
+    Everything within the bounds for a single group, and where one group alone makes the value. With few groups a percentile bootstrap
+    is too narrow: of two it takes every second difference of nothing for something, of one every one.
+    """
+    from scipy.stats import t
+
+    groups = len(left_out)
+    if groups < 2 or not np.isfinite(left_out).all():
+        return Interval(float(value), *bounds)
+    pseudo = groups * value - (groups - 1) * left_out
+    half = float(t.ppf(0.975, groups - 1)) * float(pseudo.std(ddof=1)) / math.sqrt(groups)
+    return Interval(float(value), max(bounds[0], value - half), min(bounds[1], value + half))
 
 
 def paired_share(differences: Array, owners: NDArray[Any]) -> Interval:
@@ -93,7 +95,14 @@ def paired_mean(differences: Array, owners: NDArray[Any]) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
-def wilson(successes: int, trials: int) -> Interval:
+def clustered_share(values: Array, owners: NDArray[Any]) -> Interval:
+    """Mean of values (n,) in 0..1 with Wilson's 95 % interval, the items of one owner (n,) together counting as one trial."""
+    trials = len(np.unique(owners))
+    found = wilson(float(np.mean(values)) * trials, trials)
+    return Interval(float(np.mean(values)), found.low, found.high)
+
+
+def wilson(successes: float, trials: int) -> Interval:
     """Share of successes with Wilson's 95 % interval; (nan, 0, 1) without trials."""
     if trials == 0:
         return Interval(float("nan"), 0.0, 1.0)

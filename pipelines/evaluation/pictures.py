@@ -7,6 +7,8 @@ from typing import Any
 
 COLOURS = {"trained": "tab:blue", "start": "tab:orange", "random": "0.55", "pixels": "tab:olive", "single_frame": "tab:brown"}
 CHANCE = {"sign_accuracy": 0.5}
+OUTSIDE = (-1.0, 2.0)
+"""Beyond these nothing is seen."""
 
 
 def find_row(rows: list[dict[str, Any]], task: str, kind: str, encoder: str, metric: str) -> dict[str, Any] | None:
@@ -37,7 +39,8 @@ def draw_probes(rows: list[dict[str, Any]], path: Path) -> None:
             members = [other for other in group if _label(other) == _label(row)]
             thick = 0.8 / len(members)
             place = labels.index(_label(row)) + (members.index(row) - (len(members) - 1) / 2) * thick
-            errors = [[max(0.0, row["value"] - row["low"])], [max(0.0, row["high"] - row["value"])]]
+            low, high = max(row["low"], OUTSIDE[0]), min(row["high"], OUTSIDE[1])  # an interval may have no end
+            errors = [[max(0.0, row["value"] - low)], [max(0.0, high - row["value"])]]
             axis.barh(place, row["value"], 0.9 * thick, color=COLOURS[row["encoder"]], xerr=errors, error_kw={"linewidth": 0.8})
         for metric, chance in CHANCE.items():
             if group[0]["metric"] == metric:

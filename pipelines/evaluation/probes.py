@@ -1,8 +1,9 @@
 """The `probe_results` stage: what a frozen encoder knows, beside its random twin, raw pixels and a single frame.
 
 Every row is {task, features, encoder, metric, value, low, high, n}: `encoder` is trained, random (same shape, initial
-weights), pixels, single_frame, or trained_minus_random (a paired difference); intervals are 95 %. An encoder that went on from
-a checkpoint stands beside that too: start, and trained_minus_start.
+weights), pixels, single_frame, or trained_minus_random (a paired difference); intervals are 95 %, over episodes or videos; `n` counts
+items, and in a difference the episodes or videos that they are of. An encoder that went on from a checkpoint stands beside that
+too: start, and trained_minus_start.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -32,14 +34,13 @@ from pipelines.evaluation.health import encoder_health
 from pipelines.evaluation.held_out import halves_found, prediction_errors, read_held_out
 from pipelines.evaluation.intervals import (
     Interval,
-    interval,
+    clustered_share,
+    jackknife,
+    left_out_mean,
+    left_out_r2,
     paired_mean,
     paired_share,
     r2,
-    resample_weights,
-    resampled_mean,
-    resampled_r2,
-    wilson,
 )
 from pipelines.evaluation.motion import MotionLabels, attentive_scores, ridge_scores
 from pipelines.evaluation.pictures import draw_probes, find_row
@@ -58,6 +59,9 @@ HELD_OUT = "held-out clips"
 DEFAULT_FPS = 4.0  # the paper's; of recipes that count stored frames
 HELD_SHARE = 0.2
 THREADS = 2
+SHARE = (0.0, 1.0)
+"""Where an accuracy lies."""
+R2 = (-math.inf, 1.0)
 
 
 class _Probing:
@@ -73,8 +77,10 @@ class _Probing:
         for module in (*(part for parts in self.networks.values() for part in parts.values()), self.encoders["random"]):
             module.to(device).eval()
         self.bases = [name for name in ("random", "start") if name in self.encoders]
-        self.preprocess = Preprocess(height=recipe.posttraining.height, width=recipe.posttraining.width)
+        height, width = recipe.probe_size
+        self.preprocess = Preprocess(height=height, width=width)
         self.rows: Rows = []
+        self.evaluation_videos: set[str] = set()
         self._progress, self._done, self._stages = progress, 0, stages
 
     def tell(self, text: str) -> None:
@@ -94,16 +100,16 @@ class _Probing:
         """Ridge from single frames to positions; returns each encoder's pooled features of the held-out frames."""
         targets, names = train.targets()
         truth, _ = held.targets()
-        weights, owner = resample_weights(held.episodes, stable_seed("probe bootstrap", self.seed))
-        draws: dict[tuple[str, str], tuple[float, Array]] = {}
+        episodes = len(np.unique(held.episodes))
+        found: dict[tuple[str, str], tuple[float, Array]] = {}
 
         def probe(kind: str, encoder: str, fit_on: Array, judge_on: Array) -> None:
             predicted = choose_ridge(fit_on, targets, train.episodes, self.seed).predict(judge_on)
-            values, resampled = r2(predicted, truth), resampled_r2(predicted, truth, weights, owner)
+            values, left_out = r2(predicted, truth), left_out_r2(predicted, truth, held.episodes)
             for column, name in enumerate(names):
-                self.add("frame", kind, encoder, f"r2_{name}", interval(values[column], resampled[:, column]), len(truth))
-            self.add("frame", kind, encoder, "r2_mean", interval(values.mean(), resampled.mean(1)), len(truth))
-            draws[kind, encoder] = (float(values.mean()), resampled.mean(1))
+                self.add("frame", kind, encoder, f"r2_{name}", jackknife(values[column], left_out[:, column], R2), len(truth))
+            self.add("frame", kind, encoder, "r2_mean", jackknife(values.mean(), left_out.mean(1), R2), len(truth))
+            found[kind, encoder] = (float(values.mean()), left_out.mean(1))
 
         held_pooled = {}
         for name, encoder in self.encoders.items():
@@ -119,8 +125,8 @@ class _Probing:
         probe("flat", "pixels", *(seen.pixel_vectors(part.images, seen.PIXEL_GRID) for part in (train, held)))
         for kind in ("pooled", "flat"):
             for name in self.bases:
-                (value, resampled), (base, base_resampled) = draws[kind, "trained"], draws[kind, name]
-                self.add("frame", kind, f"trained_minus_{name}", "r2_mean", interval(value - base, resampled - base_resampled), len(truth))
+                (value, left_out), (base, base_left_out) = found[kind, "trained"], found[kind, name]
+                self.add("frame", kind, f"trained_minus_{name}", "r2_mean", jackknife(value - base, left_out - base_left_out), episodes)
         return held_pooled
 
     # -- which way did it move --------------------------------------------------------------------------------------
@@ -128,16 +134,16 @@ class _Probing:
     def motion(self, train: WindowSet, held: WindowSet) -> None:
         """Ridge and attentive probes from windows, each also reversed, to the direction of the hand's motion."""
         labels, truth = MotionLabels.of(train.moved), MotionLabels.of(held.moved)
-        weights, owner = resample_weights(held.episodes, stable_seed("motion bootstrap", self.seed))
-        draws: dict[tuple[str, str, str], tuple[float, Array]] = {}
+        episodes = len(np.unique(held.episodes))
+        found: dict[tuple[str, str, str], tuple[float, Array]] = {}
 
         def judge(kind: str, encoder: str, scores: tuple[Array, Array]) -> None:
             for metric, values in zip(("sign_accuracy", "direction_accuracy"), scores, strict=True):
                 counted = ~np.isnan(values)
                 value = float(values[counted].mean()) if counted.any() else float("nan")
-                resampled = resampled_mean(values, weights, owner)
-                self.add("motion", kind, encoder, metric, interval(value, resampled), int(counted.sum()))
-                draws[kind, encoder, metric] = (value, resampled)
+                left_out = left_out_mean(values, held.episodes)
+                self.add("motion", kind, encoder, metric, jackknife(value, left_out, SHARE), int(counted.sum()))
+                found[kind, encoder, metric] = (value, left_out)
 
         for name, encoder in self.encoders.items():
             self.tell(f"motion probes, {name} encoder")
@@ -157,8 +163,8 @@ class _Probing:
         for kind in ("pooled_by_time", "attentive"):
             for metric in ("sign_accuracy", "direction_accuracy"):
                 for name in self.bases:
-                    (value, resampled), (base, other) = draws[kind, "trained", metric], draws[kind, name, metric]
-                    self.add("motion", kind, f"trained_minus_{name}", metric, interval(value - base, resampled - other), len(truth.signs))
+                    (value, left_out), (base, other) = found[kind, "trained", metric], found[kind, name, metric]
+                    self.add("motion", kind, f"trained_minus_{name}", metric, jackknife(value - base, left_out - other), episodes)
 
     # -- robot episodes ---------------------------------------------------------------------------------------------
 
@@ -187,16 +193,20 @@ class _Probing:
         """Linear probes on each labelled set: training split to evaluation split."""
         self.tell("target sets")
         for target in read_target_sets(folder, self.recipe.probes.clip_steps, self.size):
-            found = {name: seen.clips_by_time(encoder, target.clips, self.preprocess) for name, encoder in self.encoders.items()}
-            found["pixels"] = seen.pixel_windows(target.clips)
-            found["single_frame"] = seen.pooled_frames(self.encoders["trained"], np.ascontiguousarray(target.clips[:, 0]), self.preprocess)
-            right = {name: linear_correct(values, target, self.seed) for name, values in found.items()}
+            parts: dict[str, list[Array]] = defaultdict(list)
+            for clips in target.batches():
+                for name, encoder in self.encoders.items():
+                    parts[name].append(seen.clips_by_time(encoder, clips, self.preprocess))
+                parts["pixels"].append(seen.pixel_windows(clips))
+                parts["single_frame"].append(seen.pooled_frames(self.encoders["trained"], np.ascontiguousarray(clips[:, 0]), self.preprocess))
+            self.evaluation_videos |= set(target.videos[~target.train])
+            right = {name: linear_correct(np.concatenate(values), target, self.seed) for name, values in parts.items()}
             for name, own in right.items():
                 kind = "pooled" if name == "single_frame" else "pooled_by_time"
-                self.add(target.name, kind, name, "accuracy", wilson(int(own.sum()), len(own)), len(own))
+                self.add(target.name, kind, name, "accuracy", clustered_share(own.astype(float), target.videos[~target.train]), len(own))
             for name in self.bases:
                 change = paired_share(right["trained"].astype(float) - right[name], target.videos[~target.train])
-                self.add(target.name, "pooled_by_time", f"trained_minus_{name}", "accuracy", change, len(right[name]))
+                self.add(target.name, "pooled_by_time", f"trained_minus_{name}", "accuracy", change, len(np.unique(target.videos[~target.train])))
 
     def held_out(self, folder: Path) -> dict[str, Array]:
         """Measures without labels on the sets' evaluation clips; returns each encoder's features of them, a row a clip and time step as
@@ -206,26 +216,23 @@ class _Probing:
         clips = read_held_out(folder, self.length, self.size, phase.fps or DEFAULT_FPS)
         if clips is None:
             return {}
-        found = {}
+        self.evaluation_videos |= set(clips.videos)
+        found, videos = {}, len(np.unique(clips.videos))
         for name, encoder in self.encoders.items():
             self.tell(f"held-out clips, {name} encoder")
             found[name] = halves_found(encoder, clips, self.preprocess)
         for name, own in found.items():
-            self.add(HELD_OUT, "halves", name, "halves_found", self.over_videos(own, clips.videos), len(own))
+            self.add(HELD_OUT, "halves", name, "halves_found", clustered_share(own, clips.videos), len(own))
         for name in self.bases:
-            self.add(HELD_OUT, "halves", f"trained_minus_{name}", "halves_found", paired_share(found["trained"] - found[name], clips.videos), len(clips.videos))
+            self.add(HELD_OUT, "halves", f"trained_minus_{name}", "halves_found", paired_share(found["trained"] - found[name], clips.videos), videos)
         errors = {name: prediction_errors(parts, clips, self.preprocess, self.recipe) for name, parts in self.networks.items()}
         for name, own in errors.items():
-            self.add(HELD_OUT, "masked", name, "prediction_error", self.over_videos(own, clips.videos), len(own))
+            self.add(HELD_OUT, "masked", name, "prediction_error", jackknife(own.mean(), left_out_mean(own, clips.videos)), len(own))
         change = paired_mean(errors["trained"] - errors["start"], clips.videos)
-        self.add(HELD_OUT, "masked", "trained_minus_start", "prediction_error", change, len(clips.videos))
+        self.add(HELD_OUT, "masked", "trained_minus_start", "prediction_error", change, videos)
         steps = clips.first.shape[1] // self.recipe.encoder.tubelet_size
         by_time = {name: seen.clips_by_time(encoder, clips.first, self.preprocess) for name, encoder in self.encoders.items()}
         return {name: rows.reshape(steps * len(rows), -1) for name, rows in by_time.items()}
-
-    def over_videos(self, values: Array, videos: NDArray[Any]) -> Interval:
-        weights, owner = resample_weights(videos, stable_seed("held-out bootstrap", self.seed))
-        return interval(float(values.mean()), resampled_mean(values, weights, owner))
 
     @property
     def size(self) -> tuple[int, int]:
@@ -239,13 +246,13 @@ class _Probing:
 
 def build_probes(
     folder: Path, cooled_folder: Path, episodes_folder: Path | None, target_clips: Path | None, *, recipe: Recipe,
-    start: dict[str, Any] | None = None, progress: Callable[..., None] | None = None,
+    start: dict[str, Any] | None = None, shown_before: frozenset[str] = frozenset(), progress: Callable[..., None] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Probe the target encoder in `cooled_folder`; writes probes.json and probes.png, returns the summary.
 
     `episodes_folder` is a `robot_episodes` artefact and `target_clips` a `target_videos` artefact; what is None is left out.
     `start` is the record of the checkpoint that the encoder went on from: then that is probed too, there are measures without
-    labels, and a verdict. Sizes come from recipe.probes: `frames` training frames, a fifth as many training windows of
+    labels, and a verdict; `shown_before` are videos that it was trained on. Sizes come from recipe.probes: `frames` training frames, a fifth as many training windows of
     `clip_steps` frames (each also reversed), and about a third of that held out.
     """
     cpu_started = time.process_time()
@@ -273,7 +280,7 @@ def build_probes(
     finally:
         torch.set_num_threads(threads_before)
     rows = probing.rows
-    judged = verdict(rows)
+    judged = verdict(rows, len(probing.evaluation_videos & shown_before), len(probing.evaluation_videos))
     content = {
         "rows": rows, "health": health.to_dict(), "encoder_digest": state_digest(probing.encoders["trained"]),
         "held_out_episodes": outside, "sizes": recipe.probes.model_dump(), "start": start, "verdict": judged.to_dict() if judged else None,

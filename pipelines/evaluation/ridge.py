@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,7 +47,7 @@ def fit_ridge(features: Array, targets: Array, strength: float) -> Ridge:
     return Ridge(centre, scale, weights, intercept, strength)
 
 
-def choose_ridge(features: Array, targets: Array, episodes: NDArray[np.int64], seed: int) -> Ridge:
+def choose_ridge(features: Array, targets: Array, episodes: NDArray[Any], seed: int) -> Ridge:
     """The ridge whose strength predicts a held-out fifth of the episodes best (mean R2), fitted to all of them.
 
     features (n, d), targets (n, k), episodes (n,): rows of one episode stay on one side. With a single episode the

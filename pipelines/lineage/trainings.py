@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -55,16 +55,16 @@ def whole_pool(shards: Path) -> Pool:
     return open_mixture(WHOLE, shards)
 
 
-def borrowed_weights(artefacts: Sequence[Artefact]) -> list[dict[str, Any]]:
+def borrowed_weights(store: Store, artefacts: Iterable[Artefact]) -> list[dict[str, Any]]:
     """Weights from elsewhere that some of these began at: what those were trained on, no file of the store tells.
 
-    A row: weights (their name), digest, licence, training_data (what is known), checkpoints. Weights that are one of `artefacts` are
-    left out, as their own lineage leads on.
+    A row: weights (their name), digest, licence, training_data (what is known), checkpoints. Weights that a checkpoint was made from as
+    an artefact of the store are left out: their own lineage leads on.
     """
-    own, found = {item.digest for item in artefacts}, dict[str, dict[str, Any]]()
+    found: dict[str, dict[str, Any]] = {}
     for item in artefacts:
         record = read_start(item.path)
-        if record is not None and record["digest"] not in own:
+        if record is not None and record["digest"] not in {parent.digest for parent in ancestors(store, item)}:
             told = {"weights": record["name"], "digest": record["digest"], "licence": record["licence"], "training_data": record["training_data"]}
             found.setdefault(record["digest"], {**told, "checkpoints": []})["checkpoints"].append(f"{item.key} {item.digest}")
     return list(found.values())
@@ -113,6 +113,11 @@ class Trainings:
         """Those that `artefact` stands on, itself included, earliest first. Raises `MissingArtefact` when one cannot be told."""
         found = [self._opened.get(str(item.path)) or self._open(item) for item in reversed(ancestors(self.store, artefact))]
         return [training for training in found if training is not None]
+
+    def videos_behind(self, artefact: Artefact) -> frozenset[str]:
+        """Ids of the videos that the trainings behind `artefact` have shown."""
+        shown = (training.pool.texts("video_id").filter(pa.array(training.shown.samples > 0)) for training in self.behind(artefact))
+        return frozenset(name for names in shown for name in names.to_pylist())
 
     def of_store(self) -> tuple[list[tuple[Artefact, list[Training]]], dict[str, str]]:
         """Every checkpoint of the store, current or not, with what it stands on; and {checkpoint: why it cannot be told}."""

@@ -97,7 +97,10 @@ def run(spec: Spec, stop: StopRequest) -> None:
     )  # fmt: skip
     takedowns = Takedowns(engine, loader, spec.store, spec.work_folder)
     task, guard = Pretraining(engine, target, recipe, spec.phase, spec.recipe.seed, spec.identity()), Guard(recipe.spikes)
-    with closing(open_reporter(spec.work_folder, engine.rank)) as reporter:
+    with (
+        closing(open_reporter(spec.work_folder, engine.rank)) as reporter,
+        checkpoint.Writer(spec.checkpoints, engine, settings.keep_every) as checkpoints,
+    ):
         start = _restore(spec, engine, task, guard, loader, takedowns, reporter)
         peak, source = peak_flops(engine.device, recipe.precision)
         reporter.log(
@@ -105,7 +108,7 @@ def run(spec: Spec, stop: StopRequest) -> None:
         )
         train(
             engine, task, schedule_of(settings, peak), Clips(loader, takedowns, spec.work_folder, spec.log_exposures), start=start,
-            checkpoints=checkpoint.Writer(spec.checkpoints, engine, settings.keep_every), guard=guard, reporter=reporter, stop=stop,
+            checkpoints=checkpoints, guard=guard, reporter=reporter, stop=stop,
         )  # fmt: skip
         state = engine.state()
         if state is not None:

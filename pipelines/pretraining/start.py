@@ -27,7 +27,7 @@ from pipelines.errors import InputError, TrainingError
 from pipelines.identity import digest_of, file_sha256
 from pipelines.lineage.exposure import read_start
 from pipelines.recipes import Part, Recipe
-from pipelines.store import MANIFEST, Artefact, Store, write_atomic
+from pipelines.store import MANIFEST, NO_PARTITION, Artefact, Store, write_atomic
 from pipelines.weights.parts import Hints, modules_of, open_source
 
 AVERAGES = ("target_encoder", "ema_encoder")
@@ -117,14 +117,18 @@ def start_digest(path: str | Path) -> str:
 
 
 def artefact_of(path: str | Path, store: Store) -> Artefact | None:
-    """The artefact of this store that a path is, or None: then it is an input, and the lineage leads on through it."""
-    place = Path(path).absolute()
-    inside = _manifest(place) is not None and place.is_relative_to(store.root.absolute() / "artefacts")
-    return store.load(place) if inside else None
+    """The artefact of this store that a path holds, by its digest, also as a copy elsewhere: then it is an input, and the lineage leads on
+    through it. None when the store has no such."""
+    manifest = _manifest(Path(path))
+    if manifest is None:
+        return None
+    partition = None if manifest["partition"] == NO_PARTITION else manifest["partition"]
+    return next((item for item in store.made(manifest["asset"], partition) if item.digest == manifest["digest"]), None)
 
 
-def open_start(path: str | Path, recipe: Recipe, digest: str | None = None) -> Start:
-    """Look at a checkpoint and insist that it fits the recipe; its tensors are looked at, not copied.
+def open_start(path: str | Path, recipe: Recipe, digest: str | None = None, *, known: bool = False) -> Start:
+    """Look at a checkpoint and insist that it fits the recipe; its tensors are looked at, not copied. `known`: that `digest` is its
+    digest, so that the file need not be read for it.
 
     Raises `InputError` that lists every difference and what to write into the recipe, also when the file is another one than that of
     `digest`; `WeightsError` when the file cannot be read.
@@ -134,7 +138,7 @@ def open_start(path: str | Path, recipe: Recipe, digest: str | None = None) -> S
     if inspection.layout != "official" and not place.is_dir():
         raise InputError(f"{place} is one file of a folder that says more", expected="the folder", found="a file in it", remedy=f"name {place.parent}")
     roles = _roles(inspection)
-    found = start_digest(place)
+    found = digest if known and digest is not None else start_digest(place)
     if digest is not None and found != digest:
         raise InputError(
             f"{place} is another checkpoint than when this training was asked for", expected=digest, found=found, remedy="bring the old one back, or ask again",
@@ -163,8 +167,8 @@ class StartingWeights:
 
 
 def load_start(path: str | Path, recipe: Recipe, digest: str | None, work_folder: Path, first: bool) -> StartingWeights:
-    """The starting weights of one rank; the `first` one insists on the digest and writes the record for the lineage."""
-    start = open_start(path, recipe, digest if first else None)
+    """The starting weights of one rank; the `first` one insists on the digest, for all, and writes the record for the lineage."""
+    start = open_start(path, recipe, digest, known=not first)
     if first:
         write_atomic(work_folder / RECORD, json.dumps(start.record, indent=1))
     networks = start.networks()

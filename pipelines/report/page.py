@@ -30,7 +30,7 @@ def render(store: Store, numbers: dict[str, Any]) -> str:
             section("Verdict", _verdict(numbers["verdict"]), "What the demo must show, beside what it measured."),
             section("Curation", _curation(numbers["curation"], shared), "From every file that arrived to the clips a model trains on."),
             section("Pretraining", pictures([parts["pretrained_encoder"], parts["cooled_encoder"]], ("curves.png",)) + _health(numbers), "Loss and health over both phases."),
-            section("What the encoder knows", _probes(numbers["probes"]["rows"]) + pictures([parts["probe_results"]], ("probes.png",)), "Probes on frozen features, each beside its baselines; intervals are bootstraps over episodes."),
+            section("What the encoder knows", _probes(numbers["probes"]["rows"]) + pictures([parts["probe_results"]], ("probes.png",)), "Probes on frozen features, each beside its baselines; intervals are over episodes or videos."),
             section("World model", _losses(numbers["losses"]) + pictures([parts["world_model"]], ("curves.png",)), "Validation L1 of the predicted next frame's tokens. An action-blind model would show equal columns."),
             section("Planning", _planning(numbers["planning"]) + pictures([parts["planning_results"]], ("landscape.png",)), "Closed loop on fresh paired episodes. Success: under 4 cm from the goal after the last step; Wilson 95 % intervals."),
             section("Deployment", _deployment(numbers["deployment"]) + pictures([deployment], ("goal.png", "episode.gif")), "The agent process, given only the bundle folder and a goal image."),

@@ -35,13 +35,25 @@ Beside = tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]
 class Writer:
     """Writes checkpoints under `folder` beside the training: `save` returns when the state is copied, one is written at a time.
 
-    Every `keep_every`-th step's is kept for good, of the others the two newest.
+    Every `keep_every`-th step's is kept for good, of the others the two newest. As a context it waits for the last one, whatever
+    ends the training.
     """
 
     def __init__(self, folder: Path, engine: Engine, keep_every: int | None = None) -> None:
         self.folder, self.engine, self.keep_every = folder, engine, keep_every
         self._thread: threading.Thread | None = None
         self._problem: BaseException | None = None
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            self.finish()
+        except Exception as problem:
+            if error is None:
+                raise
+            logger.warning("the last checkpoint was not written: %s", problem)
 
     def save(self, step: int, beside: Callable[[], Beside]) -> None:
         """Begin checkpoint `step`. All ranks call this; rank 0 copies its state, asks `beside` for what lies outside the engine (tensors

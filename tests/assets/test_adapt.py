@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ from assets.adapt import (
     balanced,
     fitting_recipe,
     insist_on_devices,
+    insist_on_shares,
     run_adaptation,
     tell_repeats,
     training_configs,
     verdict_lines,
 )
 from assets.curate import CurateOptions
-from assets.evaluation import ProbeConfig, plan_probe_results
+from assets.evaluation import ProbeConfig, moved, plan_probe_results
 from assets.pretraining import PretrainConfig, plan_pretrained_encoder
 from assets.shards import ShardsConfig
 from models.errors import TubeletError
@@ -74,7 +76,7 @@ def accepted(store: Store, asset: str, partition: str | None, lineage: dict[str,
 def test_what_cannot_work_is_refused_before_anything_is_made(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "videos").mkdir()
     for arguments, words in (
-        (("nowhere.pt", "mine"), "does not exist"), ((str(checkpoint), "giant"), "no recipe giant"), ((str(checkpoint), "nano"), "random weights"), ((str(checkpoint), "adapt-vitl16"), r"encoder\.embed_dim: 32"),
+        (("nowhere.pt", "mine"), "does not exist"), ((str(checkpoint), "giant"), "no recipe is called giant"), ((str(checkpoint), "nano"), "random weights"), ((str(checkpoint), "adapt-vitl16"), r"encoder\.embed_dim: 32"),
     ):  # fmt: skip
         with pytest.raises(TubeletError, match=words):
             run_adaptation(AdaptOptions(arguments[0], CurateOptions(tmp_path / "new", tmp_path / "videos"), arguments[1]))
@@ -95,8 +97,9 @@ def test_more_ranks_than_devices_are_refused_with_what_to_change(own_recipe: Rec
 def test_checkpoint_reaches_the_first_phase_and_shards_are_large_enough(checkpoint: Path, tmp_path: Path) -> None:
     recipe = fitting_recipe(AdaptOptions(str(checkpoint), CurateOptions(tmp_path / "store"), "mine"))
     configs = training_configs(recipe)
-    first, second = configs["pretrained_encoder"], configs["cooled_encoder"]
+    first, second, probes = configs["pretrained_encoder"], configs["cooled_encoder"], configs["probe_results"]
     assert isinstance(first, PretrainConfig) and isinstance(second, PretrainConfig)
+    assert isinstance(probes, ProbeConfig) and probes.start_from == str(checkpoint)
     assert (first.start_from, second.start_from) == (str(checkpoint), "")
     assert configs["training_shards"] == ShardsConfig(short_side=60)  # 1.25 x 48 px
 
@@ -133,7 +136,28 @@ def test_identity_holds_the_checkpoints_content_and_leads_on_through_an_own_arte
         return {}
 
     own = store.produce("cooled_encoder", build, partition="before")
-    assert [item.key for item in plan(own.path).inputs] == ["training_shards", "cooled_encoder[before]"]
+    for place in (own.path, shutil.copytree(own.path, tmp_path / "a copy elsewhere")):
+        assert [item.key for item in plan(place).inputs] == ["training_shards", "cooled_encoder[before]"]
+
+
+def test_weights_that_were_moved_are_found_where_they_are_named_now(checkpoint: Path, tmp_path: Path) -> None:
+    record = {"digest": start_digest(checkpoint), "path": "/gone/tiny.pt"}
+    assert moved(record, str(checkpoint)) == {**record, "path": str(checkpoint)}
+    (tmp_path / "other.pt").write_bytes(b"other")
+    assert moved(record, str(tmp_path / "other.pt")) == moved(record, "") == record and moved(None, str(checkpoint)) is None
+
+
+def test_a_recipe_does_not_go_on_from_its_own_result(own_recipe: Recipe, store: Store) -> None:
+    accepted(store, "cooled_encoder", "mine", {})
+    with pytest.raises(InputError, match="itself"):
+        fitting_recipe(AdaptOptions("cooled_encoder[mine]", CurateOptions(store.root), "mine"))
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused(own_recipe: Recipe) -> None:
+    insist_on_shares(own_recipe)
+    uneven = own_recipe.model_copy(update={"pretraining": own_recipe.pretraining.model_copy(update={"ranks": 3})})
+    with pytest.raises(InputError, match="global_batch as a multiple"):
+        insist_on_shares(uneven)
 
 
 def test_robot_episodes_may_be_missing_for_an_adapted_encoder_alone(own_recipe: Recipe, store: Store) -> None:

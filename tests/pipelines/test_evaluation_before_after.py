@@ -88,7 +88,7 @@ def test_the_interval_alone_says_better_worse_or_no_different() -> None:
     better = accuracy("push", 0.71, 0.741, 0.012, 0.05)
     found = verdict(better)
     assert found is not None and (found.word, found.caveat) == ("better", "")
-    assert found.lines == ("better: +3.1 points [1.2, 5.0] on push (71.0 before, 74.1 after, 80 items)",)
+    assert found.lines == ("better: +3.1 points [1.2, 5.0] on push (71.0 before, 74.1 after, 80 videos)",)
     worse, same = accuracy("lift", 0.7, 0.6, -0.15, -0.05), accuracy("turn", 0.7, 0.8, -0.01, 0.21)
     words = [verdict(rows) for rows in (worse, same, better + same, better + worse)]
     assert [each.word for each in words if each] == ["worse", "no different", "better", "mixed"]
@@ -102,11 +102,18 @@ def test_labels_decide_where_there_are_any_and_are_missed_where_there_are_none()
     assert verdict([]) is None
 
 
+def test_evaluation_videos_that_the_start_was_trained_on_are_told() -> None:
+    found = verdict(accuracy("turn", 0.7, 0.7, -0.1, 0.1), 3, 12)
+    assert found is not None and "trained on 3 of the 12 evaluation videos" in found.caveat
+    alone = verdict(HALVES, 1, 4)
+    assert alone is not None and alone.caveat.startswith(NO_LABELS) and "1 of the 4" in alone.caveat
+
+
 def test_a_smaller_prediction_error_is_told_and_never_decides() -> None:
     errors = measured("held-out clips", "masked", "prediction_error", 0.8, 0.6, -0.25, -0.15)
     found = verdict(accuracy("turn", 0.7, 0.7, -0.1, 0.1) + errors)
     assert found is not None and found.word == "no different"
-    assert found.others == ("better: -0.200 [-0.250, -0.150] on held-out clips: error of predicted hidden parts, of the constant guess (0.800 before, 0.600 after, 80 items)",)
+    assert found.others == ("better: -0.200 [-0.250, -0.150] on held-out clips: error of predicted hidden parts, of the constant guess (0.800 before, 0.600 after, 80 videos)",)
     assert verdict(errors) is None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ from pipelines.evaluation.target_sets import read_target_sets
 from pipelines.identity import clip_id
 from pipelines.recipes import Recipe
 from pipelines.schemas import CLIPS, EPISODES, STEPS, table_of, write_table
+from pipelines.video.decode import decode_span
 from pipelines.video.encode import write_video
 
 SIDE, FRAMES = 32, 6
@@ -251,7 +253,26 @@ def test_probing_twice_gives_the_same_table(
 def test_target_sets_keep_their_splits_apart(target_artefact: Path) -> None:
     (target,) = read_target_sets(target_artefact, 4, (SIDE, SIDE))
     assert target.name == "push" and target.classes == ("left", "right")
-    assert target.train.sum() == 10 and target.clips.shape == (16, 4, SIDE, SIDE, 3)
+    (clips,) = target.batches()
+    assert target.train.sum() == 10 and clips.shape == (16, 4, SIDE, SIDE, 3)
+    for row, frames in zip(target.rows, clips, strict=True):
+        whole, _ = decode_span(row["path"], row["start_pts"], row["end_pts"], (row["time_base_num"], row["time_base_den"]))
+        np.testing.assert_array_equal(frames, whole[np.linspace(0, len(whole) - 1, 4).round().astype(int)])
+
+
+def test_a_large_target_set_is_read_in_part_and_that_is_told(
+    target_artefact: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (whole,) = read_target_sets(target_artefact, 4, (SIDE, SIDE))
+    monkeypatch.setattr("pipelines.evaluation.target_sets.MOST_TRAIN", 6)
+    monkeypatch.setattr("pipelines.evaluation.target_sets._BATCH", 5)
+    monkeypatch.setattr(logging.getLogger("tubelet"), "propagate", True)
+    with caplog.at_level(logging.WARNING, "tubelet"):
+        (part,) = read_target_sets(target_artefact, 4, (SIDE, SIDE))
+    assert "push: 6 of its 10 training clips are read" in caplog.text and "evaluation clips" not in caplog.text
+    assert (part.train.sum(), (~part.train).sum()) == (6, 6) and [len(clips) for clips in part.batches()] == [5, 5, 2]
+    first = [row["clip_id"] for row, train in zip(whole.rows, whole.train, strict=True) if train][:6]
+    assert [row["clip_id"] for row, train in zip(part.rows, part.train, strict=True) if train] == first
 
 
 def test_numbers_that_are_not_finite_fail_the_check(probed: tuple[Path, dict[str, object]], tmp_path: Path) -> None:

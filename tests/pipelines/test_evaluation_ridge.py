@@ -10,7 +10,7 @@ from sklearn.linear_model import Ridge as SklearnRidge
 from sklearn.metrics import r2_score
 from sklearn.preprocessing import StandardScaler
 
-from pipelines.evaluation.intervals import interval, r2, resample_weights, resampled_mean, resampled_r2, wilson
+from pipelines.evaluation.intervals import clustered_share, jackknife, left_out_mean, left_out_r2, r2, wilson
 from pipelines.evaluation.ridge import STRENGTHS, choose_ridge, fit_ridge
 
 
@@ -57,32 +57,51 @@ def test_r2_equals_scikit_learn() -> None:
     np.testing.assert_allclose(r2(predicted, truth), r2_score(truth, predicted, multioutput="raw_values"))
 
 
-def test_resampled_r2_is_the_r2_of_the_drawn_episodes() -> None:
+def test_r2_without_an_episode_is_the_r2_of_the_others() -> None:
     random = np.random.default_rng(3)
     truth, episodes = random.normal(size=(24, 2)) + 5.0, np.repeat(np.arange(6), 4)
     predicted = truth + 0.4 * random.normal(size=truth.shape)
-    weights, owner = resample_weights(episodes, seed=1)
-    found = resampled_r2(predicted, truth, weights, owner)
-    for draw in (0, 17):
-        rows = np.concatenate([np.flatnonzero(episodes == e) for e, n in enumerate(weights[draw].astype(int)) for _ in range(n)])
-        np.testing.assert_allclose(found[draw], r2(predicted[rows], truth[rows]), rtol=1e-9)
+    found = left_out_r2(predicted, truth, episodes)
+    for episode in range(6):
+        rest = episodes != episode
+        np.testing.assert_allclose(found[episode], r2(predicted[rest], truth[rest]), rtol=1e-9)
 
 
-def test_interval_of_independent_episodes_covers_the_mean_about_as_often_as_it_says() -> None:
+@pytest.mark.parametrize("episodes", [2, 3, 5, 12])
+def test_two_equally_good_encoders_differ_no_more_often_than_the_interval_says(episodes: int) -> None:
     random = np.random.default_rng(4)
-    covered = 0
-    for trial in range(100):
-        values, episodes = random.normal(1.0, 1.0, 40), np.arange(40)
-        weights, owner = resample_weights(episodes, seed=trial)
-        found = interval(values.mean(), resampled_mean(values, weights, owner))
-        covered += found.low <= 1.0 <= found.high
-    assert 85 <= covered <= 100
+    differ = 0
+    for _ in range(300):
+        owners = np.repeat(np.arange(episodes), 10)
+        truth = random.normal(size=(len(owners), 3))
+        errors = random.normal(scale=0.3, size=(2, episodes, 1, 3)) + random.normal(scale=0.3, size=(2, episodes, 10, 3))
+        one, other = (truth + error.reshape(-1, 3) for error in errors)
+        value = r2(one, truth).mean() - r2(other, truth).mean()
+        found = jackknife(value, left_out_r2(one, truth, owners).mean(1) - left_out_r2(other, truth, owners).mean(1))
+        differ += found.low > 0 or found.high < 0
+    assert differ <= 24  # 5 % are 15
+
+
+def test_one_episode_shows_nothing_of_others() -> None:
+    values, one = np.array([0.0, 1.0, 1.0]), np.zeros(3, int)
+    found = jackknife(values.mean(), left_out_mean(values, one), (0.0, 1.0))
+    assert (found.low, found.high) == (0.0, 1.0)
+    truth = np.arange(6.0).reshape(3, 2)
+    found = jackknife(0.5, left_out_r2(truth + 0.1, truth, one).mean(1))
+    assert (found.low, found.high) == (-np.inf, np.inf)
 
 
 def test_unscored_rows_count_nowhere() -> None:
     values = np.array([1.0, np.nan, 0.0, np.nan])
-    weights, owner = resample_weights(np.array([0, 0, 1, 1]), seed=0)
-    assert set(np.unique(resampled_mean(values, weights, owner))) <= {0.0, 0.5, 1.0}
+    assert left_out_mean(values, np.array([0, 0, 1, 1])).tolist() == [0.0, 1.0]
+    assert np.isnan(left_out_mean(values, np.array([0, 1, 0, 1]))[0])
+
+
+def test_clips_of_one_video_are_one_trial() -> None:
+    right, videos = np.repeat([1.0, 1.0, 0.0, 1.0], 25), np.repeat(["a", "b", "c", "d"], 25)
+    found, alone = clustered_share(right, videos), clustered_share(right, np.arange(100))
+    assert found.value == alone.value == 0.75 and (found.low, found.high) == pytest.approx((wilson(3, 4).low, wilson(3, 4).high))
+    assert alone.high - alone.low < 0.2 < found.high - found.low
 
 
 @settings(max_examples=60, deadline=None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import pytest
 
 from models.assembly import empty_module
@@ -13,7 +14,7 @@ from models.predictor import MaskedPredictor
 from models.released import RELEASED
 from pipelines.errors import InputError
 from pipelines.pretraining.cost import networks
-from pipelines.recipes import MIXTURES, Phase, load_mixture, load_recipe, recipe_names
+from pipelines.recipes import MIXTURES, Phase, Recipe, load_mixture, load_recipe, recipe_names
 from pipelines.shards.mixture import open_mixture
 from pipelines.training.schedule import learning_rate
 
@@ -113,3 +114,23 @@ def test_a_phase_samples_by_time_or_by_frames() -> None:
     for fps, stride in ((None, None), (4.0, 4)):
         with pytest.raises(ValueError, match="fps or stride"):
             Phase.model_validate({**phase, "fps": fps, "stride": stride})
+
+
+def test_frames_and_sides_that_make_no_whole_tokens_are_refused_by_name() -> None:
+    content = load_recipe("smoke").resolved()
+    content["pretraining"]["cooldown"]["frames"] = 5
+    content["probes"]["height"] = 40
+    with pytest.raises(pydantic.ValidationError, match=r"pretraining\.cooldown\.frames 5 by 2, probes\.height 40 by 16"):
+        Recipe.model_validate(content)
+
+
+def test_probes_look_at_a_size_of_their_own_or_at_post_trainings() -> None:
+    smoke = load_recipe("smoke")
+    assert smoke.probe_size == (smoke.posttraining.height, smoke.posttraining.width) and load_recipe("vitg16-384").probe_size == (384, 384)
+
+
+def test_a_recipe_that_is_no_text_is_told(tmp_path: Path) -> None:
+    (tmp_path / "other.yaml").write_bytes(b"name: \xff\xfe")
+    with pytest.raises(InputError, match="cannot be used"):
+        load_recipe(tmp_path / "other.yaml")
+

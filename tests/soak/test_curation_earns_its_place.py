@@ -127,7 +127,7 @@ def probe(encoder_folder: Path, targets: Path, seed: int) -> dict[str, float]:
     preprocess = Preprocess(height=96, width=96)
     found = {}
     for target in read_target_sets(targets, 8, (96, 96)):
-        right = linear_correct(seen.pooled_by_time(seen.clip_tokens(encoder, target.clips, preprocess)), target, seed)
+        right = linear_correct(seen.pooled_by_time(seen.clip_tokens(encoder, np.concatenate(list(target.batches())), preprocess)), target, seed)
         found[target.name] = float(right.mean())
     return found
 

@@ -47,7 +47,7 @@ def about_artefact(store: Store, artefact: Artefact, trainings: Trainings | None
         "batches": [row for item in lineage for row in fan_in(store, item) if "clips" in row["inputs"]],
         "takedowns": takedowns_of(store, shown),
         "untold": untold,
-        "borrowed": borrowed_weights(lineage),
+        "borrowed": borrowed_weights(store, lineage),
     }  # fmt: skip
 
 

@@ -48,7 +48,7 @@ def seen_by(store: Store, trainings: Trainings, videos: Videos, pick: Callable[[
         "checkpoints": sorted((row for _, row in checkpoints), key=lambda row: (-row["seconds"], row["checkpoint"], row["digest"])),
         "stands_on_them": [{"artefact": item.key, "digest": item.digest, "current": item.path in current} for item in standing],
         "untold": [{"checkpoint": name, "why": why} for name, why in untold.items()],
-        "borrowed": borrowed_weights(every_artefact(store)),
+        "borrowed": borrowed_weights(store, every_artefact(store)),
     }, join(list(parts.values()))  # fmt: skip
 
 

@@ -136,7 +136,7 @@ def _told(store: Store, meant: Meant) -> dict[str, Any]:
         "unfinished": reach.unfinished_touched(store, shards), "standing": reach.standing_on(store, touched),
         "files": reach.files_on_disk(path for match in meant.videos for path in match.paths),
         "twin_files": [{**file, "spans_s": sorted(twin_spans[file["path"]])} for file in reach.files_on_disk(twin_spans)],
-        "derived": reach.derived(store, taken, own), "pages": reach.pages(store), "borrowed": borrowed_weights(every_artefact(store)),
+        "derived": reach.derived(store, taken, own), "pages": reach.pages(store), "borrowed": borrowed_weights(store, every_artefact(store)),
     }  # fmt: skip
 
 
