@@ -88,24 +88,28 @@ class TrainLauncher(dg.ConfigurableResource):
         self, context: dg.AssetExecutionContext, jobs: Sequence[Job], work_folder: Path, heard: Callable[[], None],
         observe: Callable[[], dict[str, Any]] | None,
     ) -> tuple[list[int], str]:  # fmt: skip
-        """Exit codes of one start of all jobs, the first with a Pipes session; and the last line that the first wrote."""
+        """Exit codes of one start of all jobs, the first with a Pipes session; and the last line of the one that tells why it failed."""
         from pipelines.training import launcher
 
         first, *others = jobs
-        marks = tuple(f"[{job.name}] " for job in others)
-        last_words, observed_at = "", time.monotonic()
+        marks = ["", *(f"[{job.name}] " for job in others)]
+        last_words, observed_at = [""] * len(jobs), time.monotonic()
 
         def relay(line: str) -> None:
-            nonlocal last_words, observed_at
+            nonlocal observed_at
             words = OWN_CLOCK.sub(r"\1", line.rstrip())
-            if words and not words.startswith(marks):
-                last_words = words
+            if words:
+                speaker = next((number for number, mark in enumerate(marks) if number and words.startswith(mark)), 0)
+                last_words[speaker] = words
             logger.info("    %s", words)
             heard()
             if observe is not None and time.monotonic() - observed_at >= self.observe_every_s:
                 observed_at = time.monotonic()
-                key, partition = context.asset_key, context.partition_key if context.has_partition_key else None
-                context.log_event(dg.AssetObservation(key, partition=partition, metadata=observe()))
+                try:
+                    key, partition = context.asset_key, context.partition_key if context.has_partition_key else None
+                    context.log_event(dg.AssetObservation(key, partition=partition, metadata=observe()))
+                except Exception as error:  # a picture that cannot be drawn, or a database that is busy, must not end a training
+                    logger.warning("    no observation this time: %s: %s", type(error).__name__, error)
 
         with pipes_session(context, work_folder) as session:
             # One session, one speaker: a second process reporting into it breaks the run.
@@ -114,7 +118,7 @@ class TrainLauncher(dg.ConfigurableResource):
                 [first, *others], cwd=REPOSITORY, work_folder=work_folder, on_line=relay, grace_s=self.grace_s,
                 run_id=context.run_id,
             )  # fmt: skip
-        return codes, last_words
+        return codes, last_words[next((number for number, code in enumerate(codes) if code in launcher.PERMANENT_EXIT_CODES), 0)]
 
 
 @contextmanager

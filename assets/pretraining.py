@@ -68,7 +68,8 @@ def _plan(
             reading=Reading(config.workers, config.prefetch, config.cache_megabytes * 2**20, config.max_failure_share),
             log_exposures=config.log_exposures, exclude_refused=config.exclude_refused, start_digest=start,
         )  # fmt: skip
-        jobs = task.launcher.jobs("pipelines.pretraining.run", ["--spec", str(spec)], recipe.pretraining.ranks, config.threads)
+        spec_phase = recipe.pretraining.pretrain if phase == "pretrain" else recipe.pretraining.cooldown
+        jobs = task.launcher.jobs("pipelines.pretraining.run", ["--spec", str(spec)], run.ranks_here(recipe.pretraining, spec_phase), config.threads)
         task.train(jobs, done=[task.work_folder / "result" / "DONE.json"], observe=lambda: observation(task.work_folder, f"{recipe_name} {phase}"))
         return run.build_pretrained(task.folder, task.work_folder)
 

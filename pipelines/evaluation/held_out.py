@@ -79,7 +79,7 @@ def halves_found(encoder: VideoEncoder, held_out: HeldOut, preprocess: Preproces
 
 
 def prediction_errors(networks: dict[str, nn.Module], held_out: HeldOut, preprocess: Preprocess, recipe: Recipe) -> Array:
-    """(n,) L1 of the predicted hidden tokens of each clip's first half, over that of the best constant guess: 1 has learned nothing.
+    """(n,) L1 of the predicted hidden tokens of each clip's first half, over that of a constant guess, the mean target: 1 has learned nothing.
 
     `networks` are encoder, target_encoder and predictor. Masks are those of the recipe's first phase, the same for every network.
     """

@@ -54,7 +54,7 @@ class Clips:
         loader = self.loader
         firsts = [step * loader.global_batch + rank * loader.share for step, ranks in batches for rank in ranks]
         samples = [sample for first in firsts for sample in range(first, first + loader.share)]
-        clips = loader.clips_of(samples)
+        clips = loader.clips_of(samples, dict(stand_ins(self.folder, max(samples) + 1)))
         if loader.rank == 0:
             write_atomic(self.folder / REFUSED, json.dumps({"samples": samples, "clips": clips}))
         return list(dict.fromkeys(clips))

@@ -146,6 +146,6 @@ def squared_distances(mask: Masks, grid: Grid) -> Tensor:
 
 
 def constant_floor(targets: Tensor) -> Tensor:
-    """L1 of the best guess that ignores the input, the mean target: a loss that stays there has learned nothing. Scalar."""
+    """L1 of a guess that ignores the input, the mean target: a loss that stays there has learned nothing. Scalar."""
     flat = targets.flatten(0, 1)
     return (flat - flat.mean(dim=0)).abs().mean()

@@ -27,6 +27,7 @@ from pipelines.pretraining.spec import Spec
 from pipelines.pretraining.start import start_record
 from pipelines.shards.exposure_log import LOG_FILE, collect, whole_lines
 from pipelines.shards.geometry import ClipGeometry
+from pipelines.store import write_atomic
 from pipelines.training import checkpoint
 from pipelines.training.engine import EngineState
 from pipelines.training.metrics import Health, health
@@ -154,4 +155,4 @@ def cut_metrics(path: Path, step: int) -> None:
     """Forget what was reported after `step`: a resumed run reports it again."""
     kept = [row for row in read_metrics(path) if row["step"] <= step]
     if path.exists():
-        path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        write_atomic(path, "".join(json.dumps(row) + "\n" for row in kept))

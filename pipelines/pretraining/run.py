@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ from pipelines.pretraining.result import (
 from pipelines.pretraining.spec import Spec, read_spec, write_spec
 from pipelines.pretraining.start import load_start
 from pipelines.pretraining.task import Pretraining
-from pipelines.recipes import Phase, Recipe
+from pipelines.recipes import Phase, PretrainRecipe, Recipe
 from pipelines.reporting import Reporter, configure_logging, open_reporter
 from pipelines.shards.geometry import ClipGeometry
 from pipelines.shards.loader import ClipLoader
@@ -56,10 +56,11 @@ from pipelines.training.ema import make_target
 from pipelines.training.engine import Engine, EngineConfig, EngineState, open_engine
 from pipelines.training.guard import Guard, GuardStop, Stopped, StopRequest
 from pipelines.training.launcher import ENDED, EXIT_GUARD, EXIT_INPUT, EXIT_STOPPED, die_with_parent
+from pipelines.training.lease import only_writer
 from pipelines.training.loop import Schedule, train
 from pipelines.training.peak import peak_flops
 
-__all__ = ["build_pretrained", "check_pretrained", "draw_progress", "main", "write_spec"]
+__all__ = ["build_pretrained", "check_pretrained", "draw_progress", "main", "ranks_here", "write_spec"]
 
 logger = logging.getLogger("tubelet.pretraining")
 
@@ -90,6 +91,13 @@ def run(spec: Spec, stop: StopRequest) -> None:
     target = make_target(student.encoder)
     set_up(student, target, settings, recipe.compile)
     engine = open_engine(student, EngineConfig(recipe.zero_stage, recipe.precision, settings.accumulation))
+    with only_writer(spec.work_folder) if engine.rank == 0 else nullcontext():
+        _train(spec, student, target, engine, stop, started)
+
+
+def _train(spec: Spec, student: JEPA, target: nn.Module, engine: Engine, stop: StopRequest, started: float) -> None:
+    """The phase itself, in a work folder that nobody else writes to."""
+    recipe, settings = spec.recipe.pretraining, spec.settings
     loader = ClipLoader(
         open_mixture(recipe.mixture, spec.shards_folder), ClipGeometry.of_phase(settings), seed=spec.recipe.seed, phase=spec.phase,
         global_batch=settings.global_batch, rank=engine.rank, world=engine.world, repeat_cap=recipe.repeat_cap, reading=spec.reading,
@@ -111,10 +119,21 @@ def run(spec: Spec, stop: StopRequest) -> None:
             checkpoints=checkpoints, guard=guard, reporter=reporter, stop=stop,
         )  # fmt: skip
         state = engine.state()
+        engine.close()  # others would wait for rank 0 longer than a collective may last
         if state is not None:
             seconds = time.monotonic() - started
             reporter.finish(write_result(spec, student, task.target, state, task.watch.history, engine.world, seconds))
-    engine.close()
+
+
+def ranks_here(recipe: PretrainRecipe, phase: Phase) -> int:
+    """The recipe's ranks, or where a machine has fewer GPUs as many of these as share out the batch: the weights are the same up to
+    rounding."""
+    gpus = torch.cuda.device_count()
+    if not 0 < gpus < recipe.ranks:
+        return recipe.ranks
+    ranks = max(count for count in range(1, gpus + 1) if phase.global_batch // phase.accumulation % count == 0)
+    logger.warning("the recipe has %d ranks and this machine %d GPUs: training on %d", recipe.ranks, gpus, ranks)
+    return ranks
 
 
 def set_up(student: JEPA, target: nn.Module, phase: Phase, compiled: bool) -> None:
@@ -218,5 +237,6 @@ def _main(path: Path) -> int:
 
 
 if __name__ == "__main__":
-    die_with_parent()
+    if "LOCAL_RANK" in os.environ:  # a launcher has started it; who starts it by hand may leave
+        die_with_parent()
     sys.exit(main())

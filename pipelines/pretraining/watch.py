@@ -71,7 +71,7 @@ class Watch:
         """What the measures of `pipelines.training.metrics` say now; all ranks take part. `numbers` (mean_loss, data_wait) are told with them.
 
         `target_std` is over clips at the same place of the grid, so that a target which knows the place alone has none;
-        `rank_me` of features of each time step, averaged over its places; `floor` the L1 of the best constant guess.
+        `rank_me` of features of each time step, averaged over its places; `floor` the L1 of a constant guess, the mean target.
         """
         engine, student = self.engine, self.engine.module
         assert isinstance(student, JEPA)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
@@ -174,9 +174,9 @@ class ClipLoader:
         rows = np.flatnonzero(self.mixture.covered(Tombstones(clip_ids=frozenset(clip_ids)))).tolist()
         self._aside |= {row: min(step * self.global_batch, self._aside.get(row, step * self.global_batch)) for row in rows}
 
-    def clips_of(self, samples: Iterable[int]) -> list[str]:
-        """The clips that these global samples draw."""
-        return [self.mixture.clip_id(self.sampler.draw(sample).row) for sample in samples]
+    def clips_of(self, samples: Iterable[int], salts: Mapping[int, int] | None = None) -> list[str]:
+        """The clips that these global samples draw; `salts` are of the stand-ins among them."""
+        return [self.mixture.clip_id(self.sampler.draw(sample, (salts or {}).get(sample, 0)).row) for sample in samples]
 
     def batch(self, step: int) -> Batch:
         """This rank's samples of global step `step` (counted from 0 within the phase)."""

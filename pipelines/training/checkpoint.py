@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from pipelines.errors import TrainingError
 from pipelines.identity import file_sha256
 from pipelines.store import write_atomic
 from pipelines.training.engine import Engine, EngineState
@@ -105,14 +106,16 @@ def write(folder: Path, step: int, files: dict[str, dict[str, torch.Tensor]], te
 
 
 def prune(folder: Path, keep_every: int | None) -> None:
-    """Remove all checkpoints but the two newest and every `keep_every`-th step's."""
+    """Remove all checkpoints but the two newest and every `keep_every`-th step's, and what was set aside before these."""
     passing = [path for path in sorted(folder.glob("step-*")) if not (keep_every and step_of(path) % keep_every == 0)]
-    for old in passing[:-KEPT]:
+    aside = folder.glob("damaged-*") if len(passing) >= KEPT else ()
+    for old in (*passing[:-KEPT], *aside):
         shutil.rmtree(old)
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest checkpoint whose bytes are the listed ones. Drafts are removed; damaged ones are set aside and named in the log."""
+    """The newest checkpoint whose bytes are the listed ones; None when there never was one. Drafts are removed; damaged ones are set
+    aside and named in the log. Raises `TrainingError` when all are damaged: the training would begin again without a word."""
     for draft in folder.glob(".draft-*"):
         shutil.rmtree(draft, ignore_errors=True)
     for path in sorted(folder.glob("step-*"), reverse=True):
@@ -123,6 +126,12 @@ def newest(folder: Path) -> Path | None:
         aside = path.with_name(f"damaged-{path.name}")
         shutil.rmtree(aside, ignore_errors=True)
         os.rename(path, aside)
+    damaged = sorted(path.name for path in folder.glob("damaged-*"))
+    if damaged:
+        raise TrainingError(
+            f"no checkpoint in {folder} is whole", expected="one whose bytes are those of its list", found=", ".join(damaged),
+            remedy="bring one back from a copy, or delete these folders: then the training begins anew",
+        )  # fmt: skip
     return None
 
 
@@ -145,7 +154,8 @@ def seal(folder: Path, manifest: str = MANIFEST) -> None:
 
 
 def verify(folder: Path, manifest: str = MANIFEST) -> str:
-    """What is wrong with a sealed folder, empty when nothing is."""
+    """What is wrong with a sealed folder, empty when nothing is. Raises `OSError` when it is there and cannot be read, as a file system
+    that hangs for a moment: that says nothing about its bytes."""
     try:
         files = json.loads((folder / manifest).read_text())["files"]
         for name, entry in files.items():
@@ -153,7 +163,7 @@ def verify(folder: Path, manifest: str = MANIFEST) -> str:
                 return f"{name} has another size"
             if file_sha256(folder / name) != entry["sha256"]:
                 return f"{name} has other bytes"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError) as error:
         return f"{type(error).__name__}: {error}"
     return ""
 

@@ -15,6 +15,7 @@ import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Literal, Protocol
 
 import torch
@@ -28,6 +29,7 @@ logger = logging.getLogger("tubelet.engine")
 BETAS = (0.9, 0.999)
 EPS = 1e-8
 BUCKET = 500_000_000  # elements reduced at once, DeepSpeed's default
+PATIENCE = timedelta(minutes=30)  # the others wait in a collective while rank 0 reads or writes a checkpoint; a rank that died is seen by the launcher
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,7 @@ class DeepSpeedEngine:
 
     def __init__(self, module: nn.Module, config: EngineConfig) -> None:
         deepspeed = _import_deepspeed()
-        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False, timeout=PATIENCE)
         self.config = config
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         local = int(os.environ.get("LOCAL_RANK", "0"))

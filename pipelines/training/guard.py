@@ -106,14 +106,15 @@ def stop_of(steps: list[int], what: str, expected: str) -> GuardStop:
 
 
 class StopRequest:
-    """While entered, SIGTERM and SIGUSR1 (a scheduler's warning) set `asked` instead of ending the process."""
+    """While entered, SIGTERM, SIGUSR1 (a scheduler's warning) and Ctrl-C set `asked` instead of ending the process; a second Ctrl-C
+    ends it at once."""
 
     def __init__(self) -> None:
         self.asked = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        for number in (signal.SIGTERM, signal.SIGUSR1):
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             self._before[number] = signal.signal(number, self._ask)
         return self
 
@@ -122,4 +123,6 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
         self.asked = True

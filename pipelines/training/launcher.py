@@ -13,9 +13,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TextIO
 
 from pipelines.errors import InputError
 from pipelines.training.guardian import PR_SET_PDEATHSIG
@@ -35,7 +36,7 @@ PERMANENT_EXIT_CODES = frozenset({EXIT_INPUT, EXIT_GUARD})
 """Another attempt would end the same way."""
 
 ENDED = "exit-code"
-"""File in the work folder in which a rank leaves why it ended: torchrun and deepspeed end with 1 whatever their ranks ended with."""
+"""File in the work folder in which a rank leaves why it ended: torchrun and deepspeed end with another code than their ranks."""
 
 Starter = Literal["processes", "torchrun", "deepspeed"]
 SETTLE_S = 2.0
@@ -65,6 +66,7 @@ def training_jobs(
         return distributed_jobs(module, args, ranks, threads)
     ready = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
     if starter == "torchrun":
+        ready["PET_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # which it passes on; older ones have no such option
         command = ["torch.distributed.run", "--nproc-per-node", str(ranks), "--max-restarts", "0", *(options or ["--standalone"]), "-m"]
     else:
         command = ["deepspeed.launcher.runner", "--num_gpus", str(ranks), "--master_port", str(free_port()), *options, "--module"]
@@ -131,7 +133,7 @@ def launch(
         while not lines.empty():
             on_line(lines.get())
         codes = [process.returncode for process in running]
-        return [int((work_folder / ENDED).read_text())] if codes == [1] and (work_folder / ENDED).is_file() else codes
+        return [int((work_folder / ENDED).read_text())] if len(codes) == 1 and codes[0] and (work_folder / ENDED).is_file() else codes
 
 
 def die_with_parent() -> None:
@@ -142,7 +144,7 @@ def die_with_parent() -> None:
 
 
 def _start(job: Job, cwd: Path, held: HeldFolder, grace_s: float) -> subprocess.Popen[str]:
-    env = {**os.environ, **job.env}
+    env = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(round(grace_s)), **os.environ, **job.env}
     guarded = [sys.executable, "-I", "-S", str(GUARDIAN), str(os.getpid()), str(grace_s), *job.command]
     return subprocess.Popen(
         guarded, cwd=cwd, env={name: value for name, value in env.items() if value is not None}, stdin=subprocess.DEVNULL,
@@ -152,11 +154,17 @@ def _start(job: Job, cwd: Path, held: HeldFolder, grace_s: float) -> subprocess.
 
 
 def _read(process: subprocess.Popen[str], lines: queue.Queue[str], prefix: str, log: Path) -> None:
+    """Read to the end whatever happens to the copy: a pipe that nobody empties would stop the process."""
     assert process.stdout is not None
-    with open(log, "a", buffering=1) as copy:
+    with ExitStack() as stack:
+        copy: TextIO | None = None
         for line in process.stdout:
-            copy.write(line)
             lines.put(prefix + line.rstrip("\n"))
+            try:
+                copy = copy or stack.enter_context(open(log, "a", buffering=1))
+                copy.write(line)
+            except OSError as error:
+                lines.put(f"{prefix}{log} does not have this line: {error}")
 
 
 def _watch(
@@ -170,7 +178,10 @@ def _watch(
             while not lines.empty():
                 on_line(lines.get())
         except queue.Empty:
-            held.beat()
+            try:
+                held.beat()
+            except OSError as error:
+                logger.warning("the lease was not renewed: %s", error)
         codes = [process.poll() for process in running]
         if failed_at is None and any(codes):
             failed_at = time.monotonic()

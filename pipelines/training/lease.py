@@ -17,6 +17,7 @@ from pipelines.store import write_atomic
 
 LEASE = "lease.json"
 LOCK = "lock"
+WRITER = "writer.lock"
 FOREIGN_STALE_S = 120.0
 """A lease of another machine counts as living while its heartbeat is younger than this (s)."""
 
@@ -92,6 +93,21 @@ class HeldFolder:
             self._last = time.monotonic()
             self._lease = replace(self._lease, heartbeat=time.time())
             write_atomic(self._folder / LEASE, json.dumps(asdict(self._lease)))
+
+
+@contextlib.contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Be the one training that writes to `folder`, also where nobody holds it because it was started by hand. Raises `InputError`."""
+    descriptor = os.open(folder / WRITER, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise InputError(f"a training writes to {folder} already", expected="one writer", found="a locked folder", remedy="wait for it, or stop it") from error
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

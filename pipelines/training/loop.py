@@ -160,6 +160,8 @@ def train(
         except GuardStop as error:
             names = data.accuse([(number - 1, blamed.get(number) or range(engine.world)) for number in error.steps])
             error.found = f"{error.found}, on clips {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}"
+            checkpoints.finish()
+            engine.barrier()  # all ranks are here, and one that ended before the checkpoint is whole would take the others with it
             raise
         checkpoints.check()
 

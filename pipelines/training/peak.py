@@ -21,6 +21,7 @@ def peak_flops(device: torch.device, precision: str) -> tuple[float, str]:
         return sheet, f"data sheet of {name}"
     side = SIDE.get(device.type, SIDE["cpu"])
     matrix = torch.ones(side, side, device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
+    float((matrix @ matrix)[0, 0])  # the first one waits for libraries to be loaded
     fastest, started = float("inf"), time.monotonic()
     while time.monotonic() - started < MEASURED_S:
         begun = time.monotonic()

@@ -183,7 +183,7 @@ def test_prediction_error_is_in_units_of_the_constant_guess(probe_recipe: Recipe
     preprocess, networks = Preprocess(height=SIDE, width=SIDE), networks_of(probe_recipe, 0)
     found = prediction_errors(networks, clips, preprocess, probe_recipe)
     np.testing.assert_array_equal(found, prediction_errors(networks, clips, preprocess, probe_recipe))
-    assert found.shape == (8,) and (found > 1).all()  # initial weights guess worse than the best constant
+    assert found.shape == (8,) and (found > 1).all()  # initial weights guess worse than a constant
     with torch.no_grad():
         tokens = target_tokens(networks["target_encoder"], torch.stack([preprocess(torch.from_numpy(clip)) for clip in clips.first]))
         networks["predictor"].predictor_proj.weight.zero_()
