@@ -94,15 +94,14 @@ def fitting_recipe(options: AdaptOptions) -> Recipe:
 
 
 def insist_on_devices(recipe: Recipe) -> None:
-    """Raise `InputError` when the recipe has more ranks than this machine has GPUs, or cores where it has none."""
+    """Raise `InputError` when this machine has no GPU and fewer cores than the recipe has ranks; fewer GPUs take more micro-batches."""
     import torch
 
-    gpus = torch.cuda.device_count()
-    there, kind = (gpus, "GPUs") if gpus else (os.cpu_count() or 1, "cores and no GPU")
-    if recipe.pretraining.ranks > there:
+    cores = os.cpu_count() or 1
+    if not torch.cuda.is_available() and recipe.pretraining.ranks > cores:
         raise InputError(
-            f"recipe {recipe.name} trains on {recipe.pretraining.ranks} devices", expected=f"ranks: {there} at most", found=f"{there} {kind}",
-            remedy="copy the recipe, change ranks and accumulation as its comments say, and name the copy's folder in TUBELET_RECIPES",
+            f"recipe {recipe.name} trains on {recipe.pretraining.ranks} GPUs", expected=f"a GPU, or ranks: {cores} at most", found=f"no GPU and {cores} cores",
+            remedy="go to a machine with GPUs, or copy the recipe, change ranks and accumulation, and name the copy's folder in TUBELET_RECIPES",
         )  # fmt: skip
 
 

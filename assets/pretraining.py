@@ -11,7 +11,7 @@ from assets.partitions import recipes
 from assets.resources import StoreResource
 from assets.shards import training_shards
 from pipelines.checks import Check
-from pipelines.recipes import OWN_SHARDS, load_recipe
+from pipelines.recipes import OWN_SHARDS, for_gpus, load_recipe
 from pipelines.store import Artefact, Store
 
 OWNERS = ["team:research"]
@@ -60,16 +60,18 @@ def _plan(
         identity["log_exposures"] = True
 
     def build(task: Task) -> dict[str, Any]:
+        import torch
+
         from pipelines.pretraining import run
         from pipelines.shards.loader import Reading
 
+        here = for_gpus(recipe, torch.cuda.device_count())
         spec = run.write_spec(
-            task.work_folder, recipe, phase, shards.path, store.root, init_from=parents[0].path if parents else None, threads=config.threads,
+            task.work_folder, here, phase, shards.path, store.root, init_from=parents[0].path if parents else None, threads=config.threads,
             reading=Reading(config.workers, config.prefetch, config.cache_megabytes * 2**20, config.max_failure_share),
             log_exposures=config.log_exposures, exclude_refused=config.exclude_refused, start_digest=start,
         )  # fmt: skip
-        spec_phase = recipe.pretraining.pretrain if phase == "pretrain" else recipe.pretraining.cooldown
-        jobs = task.launcher.jobs("pipelines.pretraining.run", ["--spec", str(spec)], run.ranks_here(recipe.pretraining, spec_phase), config.threads)
+        jobs = task.launcher.jobs("pipelines.pretraining.run", ["--spec", str(spec)], here.pretraining.ranks, config.threads)
         task.train(jobs, done=[task.work_folder / "result" / "DONE.json"], observe=lambda: observation(task.work_folder, f"{recipe_name} {phase}"))
         return run.build_pretrained(task.folder, task.work_folder)
 

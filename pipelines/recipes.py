@@ -283,6 +283,18 @@ class Recipe(Part):
         return digest_of({part: whole[part] for part in parts} if parts else whole)
 
 
+def for_gpus(recipe: Recipe, gpus: int) -> Recipe:
+    """The recipe on a machine with fewer GPUs than it has ranks: fewer ranks, more micro-batches, as many clips at once. The weights are
+    the same up to rounding. Without GPUs, or with enough, it stays as it is."""
+    plan = recipe.pretraining
+    if not 0 < gpus < plan.ranks:
+        return recipe
+    parts = {name: plan.ranks * phase.accumulation for name, phase in (("pretrain", plan.pretrain), ("cooldown", plan.cooldown))}
+    ranks = max(count for count in range(1, gpus + 1) if all(number % count == 0 for number in parts.values()))
+    phases = {name: getattr(plan, name).model_copy(update={"accumulation": number // ranks}) for name, number in parts.items()}
+    return recipe.model_copy(update={"pretraining": plan.model_copy(update={"ranks": ranks, **phases})})
+
+
 def recipe_files() -> dict[str, Path]:
     """Recipes by name: those that ship, and the YAML files of the folder in TUBELET_RECIPES when it is set."""
     own = os.environ.get("TUBELET_RECIPES")

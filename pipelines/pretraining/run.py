@@ -44,7 +44,7 @@ from pipelines.pretraining.result import (
 from pipelines.pretraining.spec import Spec, read_spec, write_spec
 from pipelines.pretraining.start import load_start
 from pipelines.pretraining.task import Pretraining
-from pipelines.recipes import Phase, PretrainRecipe, Recipe
+from pipelines.recipes import Phase, Recipe
 from pipelines.reporting import Reporter, configure_logging, open_reporter
 from pipelines.shards.geometry import ClipGeometry
 from pipelines.shards.loader import ClipLoader
@@ -60,7 +60,7 @@ from pipelines.training.lease import only_writer
 from pipelines.training.loop import Schedule, train
 from pipelines.training.peak import peak_flops
 
-__all__ = ["build_pretrained", "check_pretrained", "draw_progress", "main", "ranks_here", "write_spec"]
+__all__ = ["build_pretrained", "check_pretrained", "draw_progress", "main", "write_spec"]
 
 logger = logging.getLogger("tubelet.pretraining")
 
@@ -123,17 +123,6 @@ def _train(spec: Spec, student: JEPA, target: nn.Module, engine: Engine, stop: S
         if state is not None:
             seconds = time.monotonic() - started
             reporter.finish(write_result(spec, student, task.target, state, task.watch.history, engine.world, seconds))
-
-
-def ranks_here(recipe: PretrainRecipe, phase: Phase) -> int:
-    """The recipe's ranks, or where a machine has fewer GPUs as many of these as share out the batch: the weights are the same up to
-    rounding."""
-    gpus = torch.cuda.device_count()
-    if not 0 < gpus < recipe.ranks:
-        return recipe.ranks
-    ranks = max(count for count in range(1, gpus + 1) if phase.global_batch // phase.accumulation % count == 0)
-    logger.warning("the recipe has %d ranks and this machine %d GPUs: training on %d", recipe.ranks, gpus, ranks)
-    return ranks
 
 
 def set_up(student: JEPA, target: nn.Module, phase: Phase, compiled: bool) -> None:

@@ -83,15 +83,13 @@ def test_what_cannot_work_is_refused_before_anything_is_made(checkpoint: Path, t
         assert not (tmp_path / "new").exists()
 
 
-def test_more_ranks_than_devices_are_refused_with_what_to_change(own_recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_ranks_than_cores_are_refused_with_what_to_change(own_recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     insist_on_devices(own_recipe)
     many = own_recipe.model_copy(update={"pretraining": own_recipe.pretraining.model_copy(update={"ranks": 4096})})
     with pytest.raises(InputError, match="accumulation"):
         insist_on_devices(many)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    two = own_recipe.model_copy(update={"pretraining": own_recipe.pretraining.model_copy(update={"ranks": 2})})
-    with pytest.raises(InputError, match="1 GPUs"):
-        insist_on_devices(two)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    insist_on_devices(many)
 
 
 def test_checkpoint_reaches_the_first_phase_and_shards_are_large_enough(checkpoint: Path, tmp_path: Path) -> None:

@@ -60,7 +60,11 @@ def plan(store, recipe, config):
     def build(task):
         task.work_folder.mkdir(parents=True, exist_ok=True)
         (root / "work").write_text(str(task.work_folder))
-        task.train([Job([sys.executable, str(root / "trainer.py"), str(task.work_folder)])], [task.work_folder / "DONE.json"], observe=lambda: {"loss": 0.5})
+        def observe():
+            if (task.work_folder / "unseen").exists():
+                raise OSError("No space left on device")
+            return {"loss": 0.5}
+        task.train([Job([sys.executable, str(root / "trainer.py"), str(task.work_folder)])], [task.work_folder / "DONE.json"], observe=observe)
         (task.folder / "result").write_text("trained")
         return {"steps": 1}
     return Plan("trained", build, lambda artefact: {"whole": Check(True, "whole", "whole")}, partition=recipe)
@@ -177,7 +181,9 @@ def test_passing_failure_is_retried_from_the_checkpoint_and_a_permanent_one_is_n
     assert process.returncode == 2 and "exit codes [86]" in output and "starting again" not in output, output
     (work / "hopeless").unlink()
     (work / "fails_once").touch()
-    assert "starting again from the newest checkpoint" in go_on(home)
+    (work / "unseen").touch()  # a picture that cannot be drawn ends no training
+    output = go_on(home)
+    assert "starting again from the newest checkpoint" in output and "no observation this time: OSError: No space" in output
 
 
 def test_process_number_used_again_after_a_reboot_does_not_count_as_living() -> None:

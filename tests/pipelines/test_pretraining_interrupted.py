@@ -25,6 +25,7 @@ from pipelines.shards.index import ShardError, ShardIndex
 from pipelines.shards.loader import Reading
 from pipelines.training import checkpoint
 from pipelines.training.launcher import EXIT_GUARD, EXIT_INPUT, EXIT_STOPPED
+from pipelines.training.lease import only_writer
 from tests.pipelines.small_pretraining import ROOT, losses, same, spec_in, stop_at
 
 pytestmark = pytest.mark.usefixtures("own_process_state")
@@ -93,6 +94,19 @@ def test_kill_inside_a_save_costs_one_interval_and_nothing_else(
     assert run.main(["--spec", str(spec)]) == 0
     same(undisturbed, tmp_path / "result")
     assert losses(tmp_path) == losses(undisturbed)
+
+
+def test_ctrl_c_writes_a_checkpoint_too(made_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop_at(4, monkeypatch, signal.SIGINT)
+    assert run.main(["--spec", str(spec_in(tmp_path, made_shards))]) == EXIT_STOPPED
+    assert (tmp_path / "checkpoints" / "step-000000005").is_dir()
+
+
+def test_a_second_training_in_the_same_folder_is_refused(made_shards: Path, tmp_path: Path) -> None:
+    spec = spec_in(tmp_path, made_shards)
+    with only_writer(tmp_path):
+        assert run.main(["--spec", str(spec)]) == EXIT_INPUT
+    assert not (tmp_path / "result").exists() and run.main(["--spec", str(spec)]) == 0
 
 
 def test_full_disk_ends_the_training_with_the_reason_and_room_lets_it_go_on(

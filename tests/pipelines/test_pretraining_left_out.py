@@ -15,6 +15,7 @@ from pipelines.errors import TrainingError
 from pipelines.lineage.exposure import expose, exposures
 from pipelines.lineage.exposure import read_spec as read_exposure
 from pipelines.pretraining import run
+from pipelines.pretraining.clips import Clips
 from pipelines.pretraining.exclusions import Takedowns
 from pipelines.pretraining.task import Pretraining
 from pipelines.shards.decode import DecodeFailure
@@ -50,7 +51,10 @@ def test_a_restart_goes_on_without_the_clips_it_had_stopped_on(made_shards: Path
     assert shown and not set(shown) & set(refused) and not (tmp_path / "refused.json").exists()
     exposure = read_exposure(tmp_path / "result")
     assert exposure is not None and exposure.replaced  # so that the lineage tells the same
-    assert logged(tmp_path / "result", made_shards)[1] == []
+    log, problems = logged(tmp_path / "result", made_shards)
+    assert problems == []
+    # Had it stopped on a stand-in, that one would be named, not the clip it stood for.
+    assert Clips(loader, mock.Mock(), tmp_path, False).accuse([(2, [0])]) == list(dict.fromkeys(log.column("clip_id").to_pylist()[8:12]))
 
 
 def test_samples_served_by_a_stand_in_are_in_the_lineage_also_after_a_restart(

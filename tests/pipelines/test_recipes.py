@@ -14,7 +14,7 @@ from models.predictor import MaskedPredictor
 from models.released import RELEASED
 from pipelines.errors import InputError
 from pipelines.pretraining.cost import networks
-from pipelines.recipes import MIXTURES, Phase, Recipe, load_mixture, load_recipe, recipe_names
+from pipelines.recipes import MIXTURES, Phase, Recipe, for_gpus, load_mixture, load_recipe, recipe_names
 from pipelines.shards.mixture import open_mixture
 from pipelines.training.schedule import learning_rate
 
@@ -133,4 +133,14 @@ def test_a_recipe_that_is_no_text_is_told(tmp_path: Path) -> None:
     (tmp_path / "other.yaml").write_bytes(b"name: \xff\xfe")
     with pytest.raises(InputError, match="cannot be used"):
         load_recipe(tmp_path / "other.yaml")
+
+
+def test_fewer_gpus_than_ranks_take_more_micro_batches_of_as_many_clips() -> None:
+    recipe = load_recipe("vitl16")
+    for gpus, ranks in ((0, 8), (1, 1), (5, 4), (7, 4), (8, 8), (16, 8)):
+        here = for_gpus(recipe, gpus).pretraining
+        assert here.ranks == ranks, gpus
+        for before, after in ((recipe.pretraining.pretrain, here.pretrain), (recipe.pretraining.cooldown, here.cooldown)):
+            assert after.accumulation * ranks == before.accumulation * 8
+        assert here.deciding("pretrain", "cooldown") == recipe.pretraining.deciding("pretrain", "cooldown")
 

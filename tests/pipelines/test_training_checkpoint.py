@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from pipelines.errors import TrainingError
 from pipelines.training import checkpoint
 from pipelines.training.engine import EngineConfig, PlainEngine
 
@@ -102,3 +103,26 @@ def test_every_nth_checkpoint_is_kept_for_good(tmp_path: Path) -> None:
     for step in range(10, 80, 10):
         save(tmp_path, step, keep_every=30)
     assert [checkpoint.step_of(path) for path in sorted(tmp_path.iterdir())] == [30, 50, 60, 70]
+
+
+def test_when_no_checkpoint_is_whole_the_training_does_not_begin_again_without_a_word(tmp_path: Path) -> None:
+    checkpoint.write(tmp_path, 3, {checkpoint.STUDENT: {"weight": torch.ones(2)}}, "{}")
+    (tmp_path / "step-000000003" / checkpoint.STUDENT).write_bytes(b"half")
+    for _ in range(2):
+        with pytest.raises(TrainingError, match="damaged-step-000000003"):
+            checkpoint.newest(tmp_path)
+    for step in (6, 9):
+        checkpoint.write(tmp_path, step, {checkpoint.STUDENT: {"weight": torch.ones(2)}}, "{}")
+    checkpoint.prune(tmp_path, None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000000006", "step-000000009"]
+
+
+def test_a_file_system_that_hangs_for_a_moment_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint.write(tmp_path, 3, {checkpoint.STUDENT: {"weight": torch.ones(2)}}, "{}")
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "file_sha256", mock.Mock(side_effect=OSError(errno.ESTALE, "Stale file handle")))
+        with pytest.raises(OSError, match="Stale"):
+            checkpoint.newest(tmp_path)
+    found = checkpoint.newest(tmp_path)
+    assert found is not None and checkpoint.step_of(found) == 3
+

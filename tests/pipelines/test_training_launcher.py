@@ -94,6 +94,34 @@ def test_asked_to_stop_a_trainer_gets_its_grace_and_its_own_exit_code(tmp_path: 
     assert codes == [85, 1]
 
 
+ORPHANING = """
+import signal, subprocess, sys, time
+rank = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: (time.sleep(1), open('saved', 'w').close(), sys.exit(85))); open('up', 'w').close(); time.sleep(60)"
+subprocess.Popen([sys.executable, "-c", rank])
+time.sleep(60)
+"""
+
+
+def test_ranks_keep_their_grace_when_the_command_that_started_them_is_gone(tmp_path: Path) -> None:
+    """As deepspeed's, which dies of SIGTERM at once."""
+    waiting = "import os, time\nwhile not os.path.exists('up'): time.sleep(.05)\nraise SystemExit(1)"
+    codes, _ = run([Job(script(ORPHANING), name="one"), Job(script(waiting), name="two")], tmp_path, grace_s=10)
+    assert codes == [128 + signal.SIGTERM, 1] and (tmp_path / "saved").exists()
+
+
+def test_a_warning_of_a_scheduler_is_passed_on_as_a_request_to_stop(tmp_path: Path) -> None:
+    polite = "import os, signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(85)); os.kill(os.getppid(), signal.SIGUSR1); time.sleep(60)"
+    codes, _ = run([Job(script(polite), name="one")], tmp_path, grace_s=5)
+    assert codes == [85]
+
+
+def test_a_log_that_cannot_be_written_stops_nobody(tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "one.log").symlink_to("/dev/full")
+    codes, lines = run([Job(script("for number in range(3000): print('a long line', number)"), name="one")], tmp_path)
+    assert codes == [0] and lines.count("a long line 2999") == 1 and any("one.log does not have this line" in line for line in lines)
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_killed_launcher_takes_its_trainers_along_and_leaves_a_lease_that_reconcile_finds(tmp_path: Path, number: int) -> None:
     folder = tmp_path / "work" / "asset" / "_" / "identity"
