@@ -21,7 +21,7 @@ from assets.runs import Run, Runner, open_instance
 from assets.shards import ShardsConfig
 from pipelines.errors import InputError
 from pipelines.recipes import Recipe, load_recipe, recipe_names
-from pipelines.store import MANIFEST, Store, read_manifest
+from pipelines.store import Store
 
 logger = logging.getLogger("tubelet.adapt")
 ADAPTED = ["pretrained_encoder", "cooled_encoder", "probe_results", "encoder_report"]
@@ -62,7 +62,7 @@ def run_adaptation(options: AdaptOptions) -> Path:
 
 def fitting_recipe(options: AdaptOptions) -> Recipe:
     """The recipe with its checkpoint, once that fits and this machine can run it; nothing has been made by then. Raises `InputError`."""
-    from pipelines.pretraining.start import open_start, starting_recipe
+    from pipelines.pretraining.start import artefact_of, open_start, starting_recipe
     from pipelines.weights.locate import locate
 
     if options.recipe not in recipe_names():
@@ -72,8 +72,8 @@ def fitting_recipe(options: AdaptOptions) -> Recipe:
         )  # fmt: skip
     path = locate(options.checkpoint, options.curation.root).absolute()
     recipe = load_recipe(options.recipe)
-    manifest = read_manifest(path) if (path / MANIFEST).is_file() else {}
-    if manifest.get("partition") == options.recipe and options.checkpoint.startswith(manifest["asset"]):
+    own = artefact_of(path, Store(options.curation.root))
+    if own is not None and own.partition == options.recipe and options.checkpoint.startswith(own.asset):
         raise InputError(
             f"{options.checkpoint} is an encoder of recipe {options.recipe} itself, which would go on from its own result each time it is asked for",
             expected="a checkpoint that another recipe, or somebody else, has made", found=str(path),

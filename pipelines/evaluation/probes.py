@@ -252,8 +252,8 @@ def build_probes(
 
     `episodes_folder` is a `robot_episodes` artefact and `target_clips` a `target_videos` artefact; what is None is left out.
     `start` is the record of the checkpoint that the encoder went on from: then that is probed too, there are measures without
-    labels, and a verdict; `shown_before` are videos that it was trained on. Sizes come from recipe.probes: `frames` training frames, a fifth as many training windows of
-    `clip_steps` frames (each also reversed), and about a third of that held out.
+    labels, and a verdict; `shown_before` are videos that it was trained on. Sizes come from recipe.probes: `frames` training
+    frames, a fifth as many training windows of `clip_steps` frames (each also reversed), and about a third of that held out.
     """
     cpu_started = time.process_time()
     threads_before = torch.get_num_threads()
