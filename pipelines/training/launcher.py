@@ -13,10 +13,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import Literal
 
 from pipelines.errors import InputError
 from pipelines.training.guardian import PR_SET_PDEATHSIG
@@ -156,15 +155,16 @@ def _start(job: Job, cwd: Path, held: HeldFolder, grace_s: float) -> subprocess.
 def _read(process: subprocess.Popen[str], lines: queue.Queue[str], prefix: str, log: Path) -> None:
     """Read to the end whatever happens to the copy: a pipe that nobody empties would stop the process."""
     assert process.stdout is not None
-    with ExitStack() as stack:
-        copy: TextIO | None = None
-        for line in process.stdout:
-            lines.put(prefix + line.rstrip("\n"))
-            try:
-                copy = copy or stack.enter_context(open(log, "a", buffering=1))
+    told = False
+    for line in process.stdout:
+        lines.put(prefix + line.rstrip("\n"))
+        try:
+            with open(log, "a") as copy:  # anew for each of a few lines a second, so that nothing waits in it when the disk is full
                 copy.write(line)
-            except OSError as error:
-                lines.put(f"{prefix}{log} does not have this line: {error}")
+        except OSError as error:
+            if not told:
+                lines.put(f"{prefix}{log} lacks lines from here on: {error}")
+            told = True
 
 
 def _watch(
