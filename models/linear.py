@@ -1,4 +1,4 @@
-"""A linear over tokens that takes the faster of torch's two float32 matrix kernels on a CPU.
+"""A linear over tokens that takes the faster of torch's two float32 matrix kernels on a CPU with AVX-512.
 
 F.linear in float32 always goes to MKL, which leaves AVX-512 unused on AMD processors; oneDNN, which torch carries as well,
 does not. Speed of oneDNN over MKL, forward and backward, one core of an AMD EPYC:
@@ -8,8 +8,8 @@ does not. Speed of oneDNN over MKL, forward and backward, one core of an AMD EPY
     2,048 rows, 384 -> 1536        2.05          0.91
     512 rows, 1024 -> 3072                       1.07
 
-Torch's compiler uses the same operator on CPUs. Processors without AVX-512, GPUs, other dtypes, small products and
-torch.compile are left to F.linear.
+It is taken with AVX2 alone too: another kernel is another rounding, and what nano's encoder learns hangs on that (docs/findings.md).
+Torch's compiler uses the same operator on CPUs. GPUs, other dtypes, small products and torch.compile are left to F.linear.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 _FEWEST_PRODUCTS = 2**24
 """Rows x inputs x outputs: below this there are less than 0.2 ms to save, and oneDNN starts all threads even so."""
-_AVX512 = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
 class TokenLinear(nn.Linear):
@@ -44,7 +43,6 @@ def linear(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def _takes_onednn(tokens: Tensor, weight: Tensor) -> bool:
     return bool(
         not torch.compiler.is_compiling()  # first: the compiler cannot read what follows
-        and _AVX512
         and tokens.device.type == "cpu"
         and tokens.dtype == weight.dtype == torch.float32
         and tokens.numel() * weight.shape[0] >= _FEWEST_PRODUCTS
