@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -31,6 +32,8 @@ from pipelines.store import write_atomic
 from pipelines.training import checkpoint
 from pipelines.training.engine import EngineState
 from pipelines.training.metrics import Health, health
+
+logger = logging.getLogger("tubelet.pretraining")
 
 DONE = "DONE.json"
 HUGGINGFACE = "huggingface"
@@ -143,11 +146,18 @@ def draw_progress(work_folder: Path, title: str) -> dict[str, float]:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Rows of metrics.jsonl, those of one step merged, in order; a line that is being written is left out."""
+    """Rows of metrics.jsonl, those of one step merged, in order; a line that is being written is left out, and one that is damaged,
+    which the log tells: a curve with a gap must not keep a training from going on."""
     rows: dict[int, dict[str, float]] = {}
+    damaged = 0
     for line in whole_lines(path) if path.exists() else ():
-        row = json.loads(line)
-        rows.setdefault(row["step"], {}).update(row)
+        try:
+            row = json.loads(line)
+            rows.setdefault(row["step"], {}).update(row)
+        except (ValueError, TypeError, KeyError):
+            damaged += 1
+    if damaged:
+        logger.warning("%d lines of %s cannot be read and are left out", damaged, path)
     return [rows[step] for step in sorted(rows)]
 
 

@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pipelines.errors import TrainingError
 from pipelines.pretraining import run
+from pipelines.pretraining.result import read_metrics
 from pipelines.pretraining.spec import read_spec
 from pipelines.pretraining.task import Pretraining
 from pipelines.recipes import load_recipe
@@ -49,6 +50,17 @@ def shown_by_tensorboard(folder: Path) -> list[int]:
     board = EventAccumulator(str(folder / "tensorboard"))
     board.Reload()
     return [point.step for point in board.Scalars("loss")]
+
+
+def test_a_damaged_line_of_metrics_is_a_gap_in_a_curve_and_no_more(made_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = spec_in(tmp_path, made_shards)
+    with monkeypatch.context() as patch:
+        stop_at(4, patch)
+        assert run.main(["--spec", str(spec)]) == EXIT_STOPPED
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "lo\n' + "".join(lines[1:]))
+    assert run.main(["--spec", str(spec)]) == 0
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [2, 3, 4, 5, 6]
 
 
 def test_damaged_checkpoint_costs_one_interval_and_nothing_else(
